@@ -22,7 +22,7 @@ from pathlib import Path
 from kvfoot.core.errors import ModelError
 from kvfoot.models import gguf, tokenizer
 
-FORMAT = 1  # part of the folder's name: raise it when the conversion changes
+FORMAT = 2  # part of the folder's name: raise it when the conversion changes
 WORK = ".work-"
 Event = Callable[[str], None] | None
 

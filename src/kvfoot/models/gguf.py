@@ -58,7 +58,7 @@ class _Cursor:
     """Reads values off a buffer and says "truncated" where the buffer ends."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.at = path, data, 0
+        self.path, self.data, self.at = path, data, 4  # behind the magic
 
     def take(self, size: int) -> bytes:
         start, self.at = self.at, self.at + size
@@ -67,10 +67,10 @@ class _Cursor:
         return self.data[start : self.at]
 
     def u32(self) -> int:
-        return int(struct.unpack("<I", self.take(4))[0])
+        return int.from_bytes(self.take(4), "little")
 
     def u64(self) -> int:
-        return int(struct.unpack("<Q", self.take(8))[0])
+        return int.from_bytes(self.take(8), "little")
 
     def string(self) -> str:
         return self.take(self.u64()).decode("utf-8")
@@ -110,11 +110,8 @@ def read_header(path: Path) -> Header:
         magic = file.read(4)
         if magic != b"GGUF":
             raise ModelError(f"{path}: no GGUF file (starts with {magic!r}): download it again or give another file")
-        if size < 24:
-            raise truncated(path, size, 24)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             cursor = _Cursor(path, data)
-            cursor.take(4)
             if (version := cursor.u32()) not in (2, 3):
                 raise ModelError(f"{path}: GGUF version {version}, only 2 and 3 (little-endian) are read: convert anew")
             count, keys = cursor.u64(), cursor.u64()
@@ -128,14 +125,14 @@ def read_header(path: Path) -> Header:
                 raise ModelError(f"{path}: damaged header near byte {cursor.at}: download the file again") from error
     align = int(fields.get("general.alignment", 32))
     base = -(-cursor.at // align) * align
-    known = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
+    sizes = {int(kind): block_and_bytes for kind, block_and_bytes in GGML_QUANT_SIZES.items()}
     tensors: dict[str, Tensor] = {}
     for name, dims, kind, offset in listed:
-        if kind not in known:
+        if kind not in sizes:
             raise ModelError(f"{path}: {name} is stored in type {kind}, unknown to gguf: update the gguf package")
-        block, width = known[kind]
-        start = base + offset
-        tensors[name] = Tensor(tuple(reversed(dims)), kind, start, start + int(np.prod(dims)) // block * width)
+        block, width = sizes[kind]
+        stop = base + offset + int(np.prod(dims)) // block * width
+        tensors[name] = Tensor(tuple(reversed(dims)), kind, base + offset, stop)
     if (needed := max((tensor.stop for tensor in tensors.values()), default=0)) > size:
         raise truncated(path, size, needed)
     return Header(path, fields, tensors)
@@ -144,8 +141,7 @@ def read_header(path: Path) -> Header:
 def config(header: Header, special: dict[str, int]) -> dict[str, Any]:
     """The `config.json` of the model. `special`: bos, eos and pad ids by transformers' names.
 
-    Raises ModelError for another architecture and for what these three cannot express: RoPE scaling, partial rotary,
-    experts, several files.
+    Raises ModelError for other architectures, RoPE scaling, partial rotary, and a file that is one of several.
     """
     path, arch = header.path, header.architecture
     if arch not in ARCHITECTURES:
@@ -153,10 +149,8 @@ def config(header: Header, special: dict[str, int]) -> dict[str, Any]:
         raise ModelError(f"{path}: architecture {arch!r} is not read from GGUF (only {known}): {FOLDER_CURE}")
     if header.fields.get("split.count", 0) > 1:
         raise ModelError(f"{path}: one of several files: join them first with llama-gguf-split --merge")
-    scaling = header.of_arch("rope.scaling.type", "none")
-    if scaling != "none" or header.of_arch("expert_count", 0):
-        what = f"RoPE scaling {scaling!r}" if scaling != "none" else "experts"
-        raise ModelError(f"{path}: {what} is not read from GGUF: {FOLDER_CURE}")
+    if (scaling := header.of_arch("rope.scaling.type", "none")) != "none":
+        raise ModelError(f"{path}: RoPE scaling {scaling!r} is not read from GGUF: {FOLDER_CURE}")
     heads, hidden = int(header.of_arch("attention.head_count")), int(header.of_arch("embedding_length"))
     rotary = int(header.of_arch("rope.dimension_count", hidden // heads))
     head_dim = int(header.of_arch("attention.key_length", rotary))
@@ -180,6 +174,7 @@ def config(header: Header, special: dict[str, int]) -> dict[str, Any]:
         "tie_word_embeddings": _tied(header),
         "hidden_act": "silu",
         "dtype": "bfloat16",
+        "transformers_version": "5.2.0",  # without it 5.17 warns of a "mistral regex" that is not there
         **special,
     }
 
@@ -187,7 +182,7 @@ def config(header: Header, special: dict[str, int]) -> dict[str, Any]:
 def _tied(header: Header) -> bool:
     """Whether input and output embedding are one matrix: stored once, or twice at two precisions (Qwen's files).
 
-    Two quantisations of one matrix have row cosines near 0.999; matrices trained apart do not come near 0.95.
+    Two quantisations of one matrix have row cosines near 0.999; matrices trained apart stay far below 0.95.
     """
     names = ("token_embd.weight", "output.weight")
     if names[1] not in header.tensors:
@@ -211,8 +206,7 @@ def weight_map(header: Header, config: dict[str, Any]) -> dict[str, tuple[str, i
     """
     hidden, inner, dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    arch = header.architecture
-    swap = arch == "llama"
+    arch, swap = header.architecture, header.architecture == "llama"
     layer: list[tuple[str, str, tuple[int, ...], int]] = [
         ("input_layernorm.weight", "attn_norm.weight", (hidden,), 0),
         ("self_attn.q_proj.weight", "attn_q.weight", (heads * dim, hidden), heads * swap),

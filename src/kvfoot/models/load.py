@@ -33,7 +33,7 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 class Loaded:
     """A stock transformers model in eval mode, its tokenizer, and where they came from.
 
-    revision: the hub's commit, the SHA-256 of the GGUF, or for a folder a hash over config, weight headers and samples.
+    revision: the hub's commit, the SHA-256 of the GGUF, or for a folder its `fingerprint`.
     """
 
     model: Any
@@ -85,12 +85,15 @@ def load(
     with _one_line(name, source), _no_bars():
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-        config = AutoConfig.from_pretrained(target)
+        local = source != "hub" or _unreachable()
+        config = AutoConfig.from_pretrained(target, local_files_only=local)
         if config.is_encoder_decoder:
             raise ModelError(f"{name}: {config.model_type} is an encoder-decoder: give a decoder (causal LM)")
         own = source in ("builtin", "gguf")
-        tokenizer = (PreTrainedTokenizerFast if own else AutoTokenizer).from_pretrained(target)
-        model, report = AutoModelForCausalLM.from_pretrained(target, dtype=kind, output_loading_info=True)
+        tokenizer = (PreTrainedTokenizerFast if own else AutoTokenizer).from_pretrained(target, local_files_only=local)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            target, dtype=kind, output_loading_info=True, local_files_only=local
+        )
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"{name}: no weights for {missing[0]} ({len(missing)} missing): download the model again")
     revision = revision or getattr(model.config, "_commit_hash", None) or "unknown"
@@ -138,11 +141,11 @@ def _safetensors_size(path: Path) -> int:
 
 
 def fingerprint(folder: Path) -> str:
-    """A name for the contents of a model folder, in milliseconds: SHA-256 over config, index, and of each weight file
-    the size, the first and the last 64 KiB. Equal contents give equal names; it is no proof against forgery."""
+    """A name for the contents of a model folder, in milliseconds: SHA-256 over config, index and tokenizer, and of each
+    weight file the size, the first and the last 64 KiB. Equal contents give equal names; no proof against forgery."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.name in ("config.json", "model.safetensors.index.json"):
+        if path.name in ("config.json", "model.safetensors.index.json", "tokenizer.json"):
             digest.update(path.read_bytes())
         elif path.suffix in (".safetensors", ".bin"):
             size = path.stat().st_size
@@ -188,6 +191,24 @@ def _cpu_has_bf16() -> bool:
     return bool(re.search(r"\b(amx_bf16|avx512_bf16)\b", flags))
 
 
+def _unreachable() -> bool:
+    """Whether the hub's host has no address here: then only its local cache is asked, without half a minute of retries.
+    Behind a proxy that cannot be known, and the hub is asked."""
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub.constants import ENDPOINT
+
+    if getproxies():
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, None)
+    except OSError:
+        return True
+    return False
+
+
 @contextmanager
 def _one_line(name: str, source: Source) -> Iterator[None]:
     """What transformers and the hub raise, often a page, as one line with the cure."""
@@ -195,13 +216,15 @@ def _one_line(name: str, source: Source) -> Iterator[None]:
         yield
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    except Exception as error:
+        known = (OSError, ValueError, KeyError, ImportError, RuntimeError)
+        if not isinstance(error, known) and type(error) is not Exception:  # the bare class comes from tokenizers
+            raise
+        reason = next((line.strip(" .:") for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if source != "hub":
             raise ModelError(f"{name}: transformers cannot load it ({reason}): save or download it again") from error
         hint = "" if "/" in name else did_you_mean(name, list(BUILTIN))
-        offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-        cure = "unset HF_HUB_OFFLINE" if offline else "check the name and the connection"
+        cure = "unset HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "check the name and the connection"
         raise ModelError(f"{name}: not loaded from the hub{hint} ({reason}): {cure}, or give a local folder") from error
 
 
