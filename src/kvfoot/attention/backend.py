@@ -1,0 +1,33 @@
+"""Which implementation of the attention operations runs, and why (decision D10: never silently another one)."""
+
+import os
+from typing import Protocol
+
+from torch import Tensor
+
+from kvfoot.attention import naive, sdpa
+from kvfoot.attention.state import State
+from kvfoot.core.errors import UsageError, did_you_mean
+
+
+class Backend(Protocol):
+    """The operations of attention/naive.py."""
+
+    name: str
+
+    def attend(self, q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool) -> State: ...
+
+    def window_scores(self, q_RHwD: Tensor, k_RmD: Tensor, scale: float) -> Tensor: ...
+
+    def column_scores(self, q_RHnD: Tensor, k_RmD: Tensor, lse_RHn: Tensor, scale: float) -> Tensor: ...
+
+
+BACKENDS: dict[str, Backend] = {"naive": naive, "sdpa": sdpa}
+
+
+def choose(name: str | None = None) -> Backend:
+    """The backend `name`, else the environment's KVFOOT_BACKEND, else sdpa. Raises UsageError for an unknown name."""
+    name = name or os.environ.get("KVFOOT_BACKEND") or "sdpa"
+    if name not in BACKENDS:
+        raise UsageError(f"unknown backend {name!r}{did_you_mean(name, list(BACKENDS))}")
+    return BACKENDS[name]

@@ -1,0 +1,72 @@
+"""The same operations through torch's fused attention, on a CPU and on a GPU, without a mask of queries x entries.
+
+Two facts carry it: parts join by log-sum-exp, so a chunk is history (no mask) plus itself (square causal); and where no
+mask is needed, the H query heads of a KV head are H times as many queries of one head, so that keys are read once.
+"""
+
+import torch
+from torch import Tensor
+
+from kvfoot.attention import naive
+from kvfoot.attention.state import State, merge
+from kvfoot.core.errors import UsageError
+
+name = "sdpa"
+BLOCK_ELEMENTS = 1 << 23
+"""Largest block of logits, in fp32 elements (32 MiB), that a score pass makes."""
+
+
+def attend(q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool) -> State:
+    """See naive.attend; out has the queries' dtype where the kernel's has."""
+    R, H, n, D = q_RHnD.shape
+    m = k_RmD.shape[1]
+    if causal and n > 1:
+        tail = _square(q_RHnD, k_RmD[:, m - n :], v_RmD[:, m - n :], scale)
+        return tail if m == n else merge(attend(q_RHnD, k_RmD[:, : m - n], v_RmD[:, : m - n], scale, False), tail)
+    state = _fused(q_RHnD.reshape(1, R, H * n, D), k_RmD[None], v_RmD[None], scale, False)
+    return State(state.out.view(R, H, n, D), state.lse.view(R, H, n))
+
+
+def _square(q_RHnD: Tensor, k_RnD: Tensor, v_RnD: Tensor, scale: float) -> State:
+    R, H, n, D = q_RHnD.shape
+    k, v = (x[:, None].expand(R, H, n, D) for x in (k_RnD, v_RnD))
+    return _fused(q_RHnD, k, v, scale, True)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> State:
+    """One fused call over [batch, heads, length, D]; causal only where queries and entries are the same positions."""
+    aten = torch.ops.aten
+    if q.device.type == "cpu":
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+        return State(out, lse)
+    if q.device.type != "cuda":
+        raise UsageError(f"the sdpa backend runs on cpu and cuda, not on {q.device.type}: use the naive backend")
+    if q.dtype in (torch.float16, torch.bfloat16):
+        out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
+    else:
+        out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, causal, scale=scale)
+        lse = lse[..., : q.shape[2]]
+    return State(out, lse)
+
+
+def window_scores(q_RHwD: Tensor, k_RmD: Tensor, scale: float) -> Tensor:
+    """See naive.window_scores; row by row where the logits of all rows would be large."""
+    R, H, w, _ = q_RHwD.shape
+    if R * H * w * k_RmD.shape[1] <= BLOCK_ELEMENTS:
+        return naive.window_scores(q_RHwD, k_RmD, scale)
+    return torch.cat([naive.window_scores(q_RHwD[r : r + 1], k_RmD[r : r + 1], scale) for r in range(R)])
+
+
+def column_scores(q_RHnD: Tensor, k_RmD: Tensor, lse_RHn: Tensor, scale: float) -> Tensor:
+    """See naive.column_scores; in blocks of queries."""
+    R, H, n, _ = q_RHnD.shape
+    m = k_RmD.shape[1]
+    step = max(1, BLOCK_ELEMENTS // (R * H * m))
+    if step >= n:
+        return naive.column_scores(q_RHnD, k_RmD, lse_RHn, scale)
+    total = torch.zeros(R, H, m, device=q_RHnD.device)
+    for a in range(0, n, step):
+        b = min(a + step, n)
+        see = m - n + b
+        total[..., :see] += naive.column_scores(q_RHnD[:, :, a:b], k_RmD[:, :see], lse_RHn[:, :, a:b], scale)
+    return total

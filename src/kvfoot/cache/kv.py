@@ -1,0 +1,296 @@
+"""The ragged paged cache: rows that grow, shrink, fork and are read, each at its own length (decision D2)."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvfoot.cache.pool import Pool, gather
+from kvfoot.core.budget import Cut
+from kvfoot.core.geometry import Geometry
+from kvfoot.core.hooks import POSITION, Keep
+
+Values = Mapping[str, Tensor]
+"""Plane values of entries: name -> [R, entries, width]."""
+
+
+class Rows:
+    """The rows of one sequence: lengths on the host, pages per row.
+
+    lens: int64 [layers, kv_heads], entries stored. seen: tokens read so far, evicted or not. pages[layer][head]: int64.
+    ordered[layer]: entries lie in position order (decode-time eviction ends that).
+    """
+
+    def __init__(self, geometry: Geometry):
+        self.lens = np.zeros((geometry.layers, geometry.kv_heads), np.int64)
+        self.seen = 0
+        self.forked = False
+        self.pages = [[np.empty(0, np.int64) for _ in range(geometry.kv_heads)] for _ in range(geometry.layers)]
+        self.ordered = [True] * geometry.layers
+        self.indices: list[dict[tuple[tuple[int, ...], int], Tensor]] = [{} for _ in range(geometry.layers)]
+
+
+class KVCache:
+    """All sequences' rows over one pool. R rows are always KV heads of one layer of one sequence, equal in length.
+
+    Entries are addressed by slot, 0 .. length - 1; keys are stored after RoPE at absolute positions and never moved in
+    position (decision D3).
+    """
+
+    def __init__(self, pool: Pool, geometry: Geometry):
+        self.pool, self.geometry = pool, geometry
+        self._scratch: dict[str, Tensor] = {}
+        self._open: list[Rows] = []
+
+    # Sequences
+
+    def open(self) -> Rows:
+        rows = Rows(self.geometry)
+        self._open.append(rows)
+        return rows
+
+    def fork(self, rows: Rows) -> Rows:
+        """A second sequence with the same entries: pages are shared until one side writes to them."""
+        twin = self.open()
+        twin.forked = rows.forked = True
+        twin.lens, twin.seen, twin.ordered = rows.lens.copy(), rows.seen, list(rows.ordered)
+        twin.pages = [[ids.copy() for ids in layer] for layer in rows.pages]
+        for layer in twin.pages:
+            for ids in layer:
+                self.pool.share(ids)
+        return twin
+
+    def release(self, rows: Rows) -> None:
+        """Give all of a sequence's pages back."""
+        self._open.remove(rows)
+        for layer in rows.pages:
+            for ids in layer:
+                self.pool.release(ids)
+        rows.pages = []
+
+    def blocks(self, rows: Rows, layer: int, cut: Cut | None = None) -> list[tuple[tuple[int, ...], int]]:
+        """KV heads of a layer grouped by length, and by count where a cut follows: [(heads, entries stored)]."""
+        lens = rows.lens[layer].tolist()
+        counts = lens if cut is None else cut.counts[layer].tolist()
+        keys = list(zip(lens, counts, strict=True))
+        if keys.count(keys[0]) == len(keys):
+            return [(tuple(range(len(keys))), keys[0][0])]
+        return [(tuple(h for h, k in enumerate(keys) if k == key), key[0]) for key in sorted(set(keys))]
+
+    def check(self) -> None:
+        """Law 5, and that every row has exactly the pages that its length asks for."""
+        self.pool.check(ids for rows in self._open for layer in rows.pages for ids in layer)
+        for rows in self._open:
+            for layer, lens in zip(rows.pages, rows.lens, strict=True):
+                for ids, n in zip(layer, lens, strict=True):
+                    assert len(ids) == self._count(int(n)), "a row has pages that its length does not need"
+
+    def forecast(self, rows: Rows, new: int, cut: Cut | None) -> int:
+        """Pages that a pass of `new` tokens may take beyond those owned now: an upper bound, exact without sharing."""
+        size = self.pool.page_size
+        after = rows.lens + new if cut is None else cut.kept(rows.lens, new)
+        growth = -(-after // size) - -(-rows.lens // size)
+        copies = sum(self.pool.count_shared(ids) for layer in rows.pages for ids in layer) if rows.forked else 0
+        return int(np.maximum(growth, 0).sum()) + copies
+
+    # Reading
+
+    def history(self, rows: Rows, layer: int, heads: tuple[int, ...], room: int = 0) -> tuple[Tensor, Tensor]:
+        """Keys and values [R, b + room, head_dim] in slot order; the last `room` entries are for the caller to fill.
+
+        Views of a scratch buffer, valid until the next call.
+        """
+        b = int(rows.lens[layer, heads[0]])
+        index = self._index(rows, layer, heads, b + room)
+        shape = (len(heads), -1, self.pool.head_dim)
+        out = [self._gather(name, plane, index) for name, plane in (("k", self.pool.k), ("v", self.pool.v))]
+        return out[0].view(shape)[:, : b + room], out[1].view(shape)[:, : b + room]
+
+    def plane(self, rows: Rows, layer: int, heads: tuple[int, ...], name: str) -> Tensor:
+        """A plane's values [R, b, width] in slot order: a copy."""
+        b = int(rows.lens[layer, heads[0]])
+        plane = self.pool.planes[name]
+        if b == 0:
+            return plane.new_empty(len(heads), 0, plane.shape[2])
+        found = self._gather(name, plane, self._index(rows, layer, heads, b))
+        return found.view(len(heads), -1, plane.shape[2])[:, :b].clone()
+
+    def positions(self, rows: Rows, layer: int, heads: tuple[int, ...]) -> Tensor:
+        """Absolute positions of the stored entries, int64 [R, b], in slot order."""
+        b = int(rows.lens[layer, heads[0]])
+        if POSITION.name in self.pool.planes:
+            return self.plane(rows, layer, heads, POSITION.name)[..., 0].long()
+        return torch.arange(b, device=self.pool.device).expand(len(heads), b)
+
+    # Writing: `values` holds every plane's values, for the entries that the method's docstring names.
+
+    def append(self, rows: Rows, layer: int, heads: tuple[int, ...], k: Tensor, v: Tensor, values: Values) -> None:
+        """Store n more entries per row: k, v [R, n, head_dim], values of those n."""
+        n = k.shape[1]
+        b = int(rows.lens[layer, heads[0]])
+        self._grow(rows, layer, heads, b, b + n)
+        slots = self._slots(rows, layer, heads, b, b + n)
+        self._write(slots, k, v, values)
+        rows.lens[layer, list(heads)] = b + n
+
+    def update(self, rows: Rows, layer: int, heads: tuple[int, ...], values: Values) -> None:
+        """Rewrite planes of the first n stored entries: values [R, n, width]."""
+        for name, value in values.items():
+            if value.shape[1]:
+                self._own(rows, layer, heads, range(self._count(value.shape[1])))
+                slots = self._slots(rows, layer, heads, 0, value.shape[1])
+                self._flat(self.pool.planes[name]).index_copy_(0, slots, value.reshape(slots.shape[0], -1))
+
+    def overwrite(
+        self, rows: Rows, layer: int, heads: tuple[int, ...], lost: Tensor, k: Tensor, v: Tensor, values: Values
+    ) -> None:
+        """Put one new entry in the place of slot `lost` int64 [R]; lost == b means that the new one is dropped itself.
+
+        k, v: [R, 1, head_dim]; values: of that entry. The host never learns which slot it was.
+        """
+        b = int(rows.lens[layer, heads[0]])
+        self._own(rows, layer, heads, range(self._count(b)))
+        table = self._index(rows, layer, heads, b).view(len(heads), -1)
+        size = self.pool.page_size
+        slot = torch.where(lost < b, lost, 0)
+        flat = table.gather(1, (slot // size)[:, None])[:, 0] * size + slot % size
+        stay = (lost >= b)[:, None]
+        for plane, value in self._pairs(k, v, values):
+            target = self._flat(plane)
+            target.index_copy_(0, flat, torch.where(stay, target[flat], value[:, 0].to(target.dtype)))
+        rows.ordered[layer] = False
+
+    def rebuild(
+        self, rows: Rows, layer: int, heads: tuple[int, ...], kept: Tensor, k: Tensor, v: Tensor, values: Values
+    ) -> None:
+        """Survivors into fresh pages in position order, the old pages freed.
+
+        kept: int64 [R, c] slots into [b stored entries, n new ones]; k, v: all b + n of them; values likewise.
+        """
+        if not rows.ordered[layer]:
+            kept = kept.gather(1, values[POSITION.name][..., 0].long().gather(1, kept).argsort(1))
+        pick = _picker(kept)
+        k, v, values = pick(k), pick(v), {name: pick(value) for name, value in values.items()}
+        for head in heads:
+            self.pool.release(rows.pages[layer][head])
+            rows.pages[layer][head] = np.empty(0, np.int64)
+        rows.lens[layer, list(heads)] = 0
+        rows.indices[layer].clear()
+        self.append(rows, layer, heads, k, v, values)
+
+    def commit(
+        self,
+        rows: Rows,
+        layer: int,
+        heads: tuple[int, ...],
+        k: Tensor,
+        v: Tensor,
+        n: int,
+        values: Values,
+        cut: Cut | None = None,
+        keep: Keep | None = None,
+    ) -> None:
+        """Store a pass's n entries and drop what `keep` does not name.
+
+        k, v: [R, b + n, head_dim], the b stored entries in slot order and then the new ones; values: [R, b + n, width].
+        keep None: everything stays; its indices count from b where the cut's scope is "new".
+        """
+        b = k.shape[1] - n
+        new_k, new_v = k[:, b:], v[:, b:]
+        new = {name: value[:, b:] for name, value in values.items()}
+        old = {name: value[:, :b] for name, value in values.items() if name != POSITION.name}
+        if keep is None or (cut is not None and cut.scope == "new"):
+            if keep is not None:
+                pick = _picker(_kept(keep, n))
+                new_k, new_v, new = pick(new_k), pick(new_v), {name: pick(value) for name, value in new.items()}
+            self.append(rows, layer, heads, new_k, new_v, new)
+            self.update(rows, layer, heads, old)
+        elif keep.lost is not None and n == 1:
+            self.overwrite(rows, layer, heads, keep.lost, new_k, new_v, new)
+            lost = keep.lost.clamp(max=b - 1)[:, None, None]
+            gone = (keep.lost >= b)[:, None, None]
+            for name, value in old.items():
+                where = lost.expand(-1, 1, value.shape[2])
+                old[name] = value.scatter(1, where, torch.where(gone, value.gather(1, where), new[name]))
+            self.update(rows, layer, heads, old)
+        else:
+            self.rebuild(rows, layer, heads, _kept(keep, b + n), k, v, values)
+
+    # Inside
+
+    def _count(self, entries: int) -> int:
+        return -(-entries // self.pool.page_size)
+
+    def _grow(self, rows: Rows, layer: int, heads: tuple[int, ...], old: int, new: int) -> None:
+        """Pages for entries up to `new`; a shared last page that is going to be written is copied first."""
+        if old % self.pool.page_size:
+            self._own(rows, layer, heads, [self._count(old) - 1])
+        more = self._count(new) - self._count(old)
+        if more:
+            fresh = self.pool.allocate(more * len(heads)).reshape(len(heads), more)
+            for i, head in enumerate(heads):
+                rows.pages[layer][head] = np.concatenate([rows.pages[layer][head], fresh[i]])
+            rows.indices[layer].clear()
+
+    def _own(self, rows: Rows, layer: int, heads: tuple[int, ...], which: Sequence[int]) -> None:
+        """Copy on write: the row's pages `which` become its own."""
+        for head in heads:
+            ids = rows.pages[layer][head]
+            for i in which:
+                if self.pool.shared(int(ids[i])):
+                    fresh = self.pool.allocate(1)
+                    self.pool.copy(int(ids[i]), int(fresh[0]))
+                    self.pool.release(ids[i : i + 1])
+                    ids[i] = fresh[0]
+                    rows.indices[layer].clear()
+
+    def _index(self, rows: Rows, layer: int, heads: tuple[int, ...], entries: int) -> Tensor:
+        """Page numbers int64 [R x pages] that hold `entries` of each row; past a row's own, its last repeats."""
+        count = self._count(entries)
+        cached = rows.indices[layer].get((heads, count))
+        if cached is None:
+            tables = [rows.pages[layer][h][:count] for h in heads]
+            tables = [np.pad(t, (0, count - len(t)), mode="edge") if len(t) < count else t for t in tables]
+            cached = torch.from_numpy(np.concatenate(tables)).to(self.pool.device)
+            rows.indices[layer][heads, count] = cached
+        return cached
+
+    def _slots(self, rows: Rows, layer: int, heads: tuple[int, ...], start: int, stop: int) -> Tensor:
+        """Flat slots in the arena of entries [start, stop) of each row, int64 [R x (stop - start)]."""
+        size = self.pool.page_size
+        entries = np.arange(start, stop)
+        flat = [rows.pages[layer][h][entries // size] * size + entries % size for h in heads]
+        return torch.from_numpy(np.concatenate(flat)).to(self.pool.device)
+
+    def _gather(self, name: str, plane: Tensor, index: Tensor) -> Tensor:
+        width = plane.shape[1] * plane.shape[2]
+        need = index.shape[0] * width
+        if name not in self._scratch or self._scratch[name].numel() < need:
+            self._scratch[name] = torch.empty(need + need // 4, dtype=plane.dtype, device=plane.device)
+        return gather(plane, index, self._scratch[name][:need].view(index.shape[0], width))
+
+    @staticmethod
+    def _flat(plane: Tensor) -> Tensor:
+        return plane.view(-1, plane.shape[2])
+
+    def _pairs(self, k: Tensor, v: Tensor, values: Values) -> list[tuple[Tensor, Tensor]]:
+        return [(self.pool.k, k), (self.pool.v, v), *((self.pool.planes[n], x) for n, x in values.items())]
+
+    def _write(self, slots: Tensor, k: Tensor, v: Tensor, values: Values) -> None:
+        for plane, value in self._pairs(k, v, values):
+            self._flat(plane).index_copy_(0, slots, value.reshape(slots.shape[0], -1).to(plane.dtype))
+
+
+def _picker(kept: Tensor) -> Callable[[Tensor], Tensor]:
+    """Entries `kept` int64 [R, c] of any [R, entries, width]."""
+    return lambda x: torch.gather(x, 1, kept[..., None].expand(-1, -1, x.shape[2]))
+
+
+def _kept(keep: Keep, size: int) -> Tensor:
+    """Survivors among `size` entries, int64 [R, c]."""
+    if keep.kept is not None:
+        return keep.kept
+    assert keep.lost is not None
+    every = torch.arange(size - 1, device=keep.lost.device)[None]
+    return every + (every >= keep.lost[:, None])

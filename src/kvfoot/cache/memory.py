@@ -1,0 +1,64 @@
+"""Address space for the arena: reserved once, resident only where used, given back range by range (decision 0001)."""
+
+import mmap
+import sys
+
+import torch
+from torch import Tensor
+
+from kvfoot.core.errors import UsageError
+
+OS_PAGE = mmap.PAGESIZE
+
+
+class HostSpace:
+    """Anonymous private memory: untouched ranges cost nothing, `give_back` returns ranges to the operating system."""
+
+    def __init__(self, size: int):
+        self.size = max(size, OS_PAGE)
+        try:
+            if sys.platform == "win32":
+                self._map = mmap.mmap(-1, self.size)
+            else:
+                self._map = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise UsageError(
+                f"the system refuses to reserve {self.size / 2**30:.1f} GiB for the cache ({error.strerror}): "
+                "give a smaller size (--kv-memory)"
+            ) from None
+
+    def tensor(self) -> Tensor:
+        """uint8 [size]; keeps the mapping alive."""
+        return torch.frombuffer(self._map, dtype=torch.uint8)
+
+    def give_back(self, start: int, stop: int) -> None:
+        """Drop the content of bytes [start, stop), widths inside whole operating system pages only."""
+        first, last = -(-start // OS_PAGE) * OS_PAGE, stop // OS_PAGE * OS_PAGE
+        if last > first and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+class DeviceSpace:
+    """A plain allocation on an accelerator; it is given back as a whole when the pool goes."""
+
+    def __init__(self, size: int, device: torch.device):
+        self._bytes = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def tensor(self) -> Tensor:
+        return self._bytes
+
+    def give_back(self, start: int, stop: int) -> None:
+        """Nothing: ranges of one allocation cannot be returned."""
+
+
+def reserve(size: int, device: torch.device) -> HostSpace | DeviceSpace:
+    return HostSpace(size) if device.type == "cpu" else DeviceSpace(size, device)
+
+
+def available(device: torch.device) -> int:
+    """Bytes that a pool may reserve by default: the host's memory, or what is free on the device less a tenth."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * 0.9)
+    import psutil
+
+    return int(psutil.virtual_memory().total)

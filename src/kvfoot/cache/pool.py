@@ -1,0 +1,180 @@
+"""Pages of entries, owned by rows, reference-counted, and really freed (decision D2)."""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvfoot.cache.memory import available, reserve
+from kvfoot.core.errors import PoolExhausted, UsageError
+from kvfoot.core.hooks import Plane
+
+
+@dataclass
+class Extent:
+    """Free pages [start, stop)."""
+
+    start: int
+    stop: int
+
+
+class Pool:
+    """An arena of `pages` pages of `page_size` entries; an entry has a key, a value and the planes' values.
+
+    k, v: dtype [pages, page_size, head_dim]; planes[name]: [pages, page_size, width]. Lowest addresses go
+    first, in runs as long as there are, so that a row's pages tend to be neighbours. With `poison`, freed pages are filled with NaN.
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        page_size: int = 16,
+        planes: Sequence[Plane] = (),
+        memory: int | None = None,
+        pages: int | None = None,
+        poison: bool = False,
+    ):
+        """memory: bytes of the arena (default: all that the device has); pages: the same as a count."""
+        if page_size < 1:
+            raise UsageError(f"page_size={page_size}: give at least 1 entry per page")
+        self.device = torch.device(device)
+        self.page_size, self.head_dim, self.dtype, self.poison = page_size, head_dim, dtype, poison
+        widths = {"k": head_dim * dtype.itemsize, "v": head_dim * dtype.itemsize}
+        widths |= {p.name: p.dtype.itemsize * p.width for p in planes}
+        self.entry_bytes = sum(widths.values())
+        self.page_bytes = self.entry_bytes * page_size
+        self.pages = pages if pages is not None else (memory or available(self.device)) // self.page_bytes
+        if self.pages < 1:
+            raise UsageError(f"a pool of {memory} bytes holds no page of {self.page_bytes} bytes: raise --kv-memory")
+        self._spaces = {n: reserve(self.pages * page_size * w, self.device) for n, w in widths.items()}
+        shape = (self.pages, page_size)
+        raw = {n: s.tensor()[: self.pages * page_size * widths[n]] for n, s in self._spaces.items()}
+        self.k = raw["k"].view(dtype).view(*shape, head_dim)
+        self.v = raw["v"].view(dtype).view(*shape, head_dim)
+        self.planes = {p.name: raw[p.name].view(p.dtype).view(*shape, p.width) for p in planes}
+        self._plane_bytes = {n: w * page_size for n, w in widths.items()}
+        self._refs = np.zeros(self.pages, np.int32)
+        self._free = [Extent(0, self.pages)]
+        self.owned = 0
+        self.peak = 0
+
+    @property
+    def free(self) -> int:
+        return self.pages - self.owned
+
+    @property
+    def held_bytes(self) -> int:
+        return self.owned * self.page_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.peak * self.page_bytes
+
+    def require(self, pages: int) -> None:
+        """Raise PoolExhausted unless `pages` more can be allocated."""
+        if pages > self.free:
+            raise PoolExhausted(
+                f"the cache needs {pages} more pages and {self.free} of {self.pages} are free: raise --kv-memory (now "
+                f"{self.pages * self.page_bytes / 2**20:.0f} MiB), or use a smaller keep, budget, chunk or batch"
+            )
+
+    def allocate(self, count: int) -> np.ndarray:
+        """`count` page numbers, int64, one reference each: the first free run that holds all, else the first runs."""
+        self.require(count)
+        taken: list[np.ndarray] = []
+        left = count
+        whole = next((i for i, e in enumerate(self._free) if e.stop - e.start >= left), None)
+        while left:
+            index = whole if whole is not None else 0
+            extent = self._free[index]
+            n = min(left, extent.stop - extent.start)
+            taken.append(np.arange(extent.start, extent.start + n))
+            extent.start += n
+            if extent.start == extent.stop:
+                del self._free[index]
+            left -= n
+        ids = np.concatenate(taken) if taken else np.empty(0, np.int64)
+        self._refs[ids] = 1
+        self.owned += count
+        self.peak = max(self.peak, self.owned)
+        return ids
+
+    def share(self, ids: np.ndarray) -> None:
+        """One more reference to each page."""
+        self._refs[ids] += 1
+
+    def shared(self, page: int) -> bool:
+        return bool(self._refs[page] > 1)
+
+    def count_shared(self, ids: np.ndarray) -> int:
+        return int((self._refs[ids] > 1).sum())
+
+    def release(self, ids: np.ndarray) -> None:
+        """Drop one reference to each page (no page twice in one call); pages without any go back to the system."""
+        self._refs[ids] -= 1
+        gone = np.sort(ids[self._refs[ids] == 0])
+        if not gone.size:
+            return
+        self.owned -= gone.size
+        for start, stop in runs(gone):
+            self._insert(int(start), int(stop))
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy a page's content: copy on write."""
+        for plane in (self.k, self.v, *self.planes.values()):
+            plane[target].copy_(plane[source])
+
+    def _insert(self, start: int, stop: int) -> None:
+        index = bisect_left(self._free, start, key=lambda e: e.start)
+        before = self._free[index - 1] if index else None
+        after = self._free[index] if index < len(self._free) else None
+        merged = Extent(start, stop)
+        if after is not None and after.start == stop:
+            merged.stop = after.stop
+            del self._free[index]
+        if before is not None and before.stop == start:
+            before.stop = merged.stop
+            merged.start = before.start
+        else:
+            self._free.insert(index, merged)
+        if self.poison:
+            for plane in (self.k, self.v, *self.planes.values()):
+                plane[start:stop].fill_(float("nan") if plane.is_floating_point() else torch.iinfo(plane.dtype).min)
+            return
+        for name, space in self._spaces.items():
+            size = self._plane_bytes[name]
+            # The free neighbours belong to the same range: an operating system page may hold parts of both.
+            low, high = max(merged.start * size, start * size - 65536), min(merged.stop * size, stop * size + 65536)
+            space.give_back(low, high)
+
+    def check(self, owners: Iterable[np.ndarray]) -> None:
+        """Law 5: free + owned == all, and each page has as many references as rows that list it."""
+        counted = np.zeros(self.pages, np.int32)
+        for ids in owners:
+            np.add.at(counted, ids, 1)
+        assert np.array_equal(counted, self._refs), "a page's references are not the rows that list it"
+        assert int((self._refs > 0).sum()) == self.owned, "owned pages are miscounted"
+        assert sum(e.stop - e.start for e in self._free) == self.free, "free pages are miscounted"
+        assert all(a.stop < b.start for a, b in zip(self._free, self._free[1:], strict=False)), "free runs touch"
+        assert all((self._refs[e.start : e.stop] == 0).all() for e in self._free), "a free page has an owner"
+
+
+def runs(ids: np.ndarray) -> list[tuple[int, int]]:
+    """Ascending page numbers as half-open runs of neighbours."""
+    if not ids.size:
+        return []
+    breaks = np.flatnonzero(np.diff(ids) != 1)
+    starts = np.concatenate([[0], breaks + 1])
+    stops = np.concatenate([breaks, [ids.size - 1]])
+    return [(int(ids[a]), int(ids[b]) + 1) for a, b in zip(starts, stops, strict=True)]
+
+
+def gather(plane: Tensor, ids: Tensor, out: Tensor) -> Tensor:
+    """Pages `ids` int64 [n] of plane [pages, page_size, width] into out [n, page_size x width], as is."""
+    return torch.index_select(plane.view(plane.shape[0], -1), 0, ids, out=out)

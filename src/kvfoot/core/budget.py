@@ -1,0 +1,132 @@
+"""What may be kept, and the one place where a ratio becomes integers (decision D7)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+
+from kvfoot.core.errors import UsageError
+from kvfoot.core.geometry import Geometry
+
+Evict = Literal["post", "chunk"]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An upper bound on what a row holds after a pass.
+
+    scope "new": of the pass's own entries keep at most `counts`; earlier survivors stay.
+    scope "all": of everything stored keep at most `counts`.
+    counts: int32 [layers, kv_heads].
+    """
+
+    scope: Literal["new", "all"]
+    counts: np.ndarray
+
+    def kept(self, before: np.ndarray, new: int) -> np.ndarray:
+        """Entries a row holds after a pass of `new` tokens over `before` [layers, kv_heads] stored ones."""
+        if self.scope == "new":
+            return before + np.minimum(self.counts, new)
+        return np.minimum(self.counts, before + new)
+
+
+@dataclass(frozen=True)
+class PromptPass:
+    """One forward pass over prompt[start:stop), and what is cut after it."""
+
+    start: int
+    stop: int
+    cut: Cut | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`keep`: the fraction kept, exact. `tokens`: entries per row, absolute. Neither: everything is kept.
+
+    evict "post" cuts once, after the whole prompt; "chunk" cuts after every chunk of it (arXiv 2506.17121, section 4).
+    """
+
+    keep: Fraction | None = None
+    tokens: int | None = None
+    evict: Evict = "post"
+
+    @classmethod
+    def of(cls, keep: float | str | Fraction | None = None, budget: int | None = None, evict: str = "post") -> "Budget":
+        """Checked. A float or string is read as the decimal number it is written as: 0.3 is 3/10.
+
+        Raises UsageError: both given, keep outside (0, 1], budget < 1, evict unknown.
+        """
+        if keep is not None and budget is not None:
+            raise UsageError("keep and budget exclude each other: keep is a fraction of the prompt, budget a count")
+        if evict not in ("post", "chunk"):
+            raise UsageError(f"evict={evict!r}: 'post' (after the whole prompt) or 'chunk' (after every chunk)")
+        ratio = None
+        if keep is not None:
+            try:
+                ratio = keep if isinstance(keep, Fraction) else Fraction(str(keep))
+            except (ValueError, ZeroDivisionError):
+                raise UsageError(f"keep={keep!r} is not a number: give a fraction in (0, 1], such as 0.25") from None
+            if not 0 < ratio <= 1:
+                raise UsageError(f"keep={keep} is outside (0, 1]: give the fraction of entries to keep, such as 0.25")
+        if budget is not None and budget < 1:
+            raise UsageError(f"budget={budget}: give at least 1 entry per row")
+        return cls(ratio, budget, evict)  # type: ignore[arg-type]
+
+    @property
+    def unlimited(self) -> bool:
+        return self.keep is None and self.tokens is None
+
+    def resolve(
+        self, prompt: int, chunk: int | None, geometry: Geometry, *, floor: int, observers: int, total: bool
+    ) -> tuple[tuple[PromptPass, ...], Cut | None]:
+        """Integers for a prompt of `prompt` tokens read in chunks of `chunk` (None: in one pass).
+
+        floor: entries that a cut never takes (sinks + window). observers: queries that a pass must hold to score.
+        total: the method holds a constant count, `round(keep x prompt)`, from the first cut through decode; otherwise
+        `keep` counts each chunk's entries, the counts add up, and what follows the prompt is appended.
+        Returns the prompt's passes and the cut after every later pass. Rounding is half to even on exact fractions.
+        Raises UsageError where sinks + window do not fit.
+        """
+        if chunk is not None and chunk < 1:
+            raise UsageError(f"chunk={chunk}: give at least 1 token per chunk")
+        if self.unlimited:
+            return tuple(PromptPass(a, b) for a, b in split(prompt, chunk, observers)), None
+        full = lambda count: np.full((geometry.layers, geometry.kv_heads), count, np.int32)  # noqa: E731
+        if self.tokens is not None or total:
+            count = self.tokens if self.tokens is not None else max(round(self.keep * prompt), min(floor, prompt))  # type: ignore[operator]
+            if count < floor:
+                raise UsageError(f"budget={count} is below sinks + window = {floor}: raise it or shrink the window")
+            cut = Cut("all", full(count))
+            spans = split(prompt, chunk, observers)
+            return tuple(PromptPass(a, b, cut if self.evict == "chunk" or b == prompt else None) for a, b in spans), cut
+        assert self.keep is not None
+        if self.evict == "post":
+            spans = split(prompt, chunk, observers)
+            last = Cut("all", full(self._share(prompt, floor)))
+            return tuple(PromptPass(a, b, last if b == prompt else None) for a, b in spans), None
+        if chunk is not None and chunk < prompt and round(self.keep * chunk) < floor:
+            least = next(n for n in range(chunk, 1 << 30) if round(self.keep * n) >= floor)
+            raise UsageError(
+                f"keep={float(self.keep):g} of a chunk of {chunk} is {round(self.keep * chunk)} entries, below sinks + "
+                f"window = {floor}: use a chunk of at least {least}, a smaller window, or a larger keep"
+            )
+        short = next(n for n in range(1 << 30) if round(self.keep * n) >= floor) if chunk is not None else 0
+        spans = split(prompt, chunk, max(observers, short))
+        return tuple(PromptPass(a, b, Cut("new", full(self._share(b - a, floor)))) for a, b in spans), None
+
+    def _share(self, entries: int, floor: int) -> int:
+        """round(keep x entries), at least sinks + window: a prompt shorter than they need is kept whole."""
+        assert self.keep is not None
+        return min(entries, max(round(self.keep * entries), floor))
+
+
+def split(prompt: int, chunk: int | None, least: int) -> Sequence[tuple[int, int]]:
+    """[0, prompt) in half-open chunks; a last chunk shorter than `least` joins the one before it (prulong trap 21)."""
+    if chunk is None or chunk >= prompt:
+        return [(0, prompt)]
+    starts = list(range(0, prompt, chunk))
+    if len(starts) > 1 and prompt - starts[-1] < least:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], prompt], strict=True))

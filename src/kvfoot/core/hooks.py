@@ -1,0 +1,159 @@
+"""The method contract: a method says what it needs and what survives; the engine computes and frees (decision D5).
+
+Shapes: R rows of one layer (KV heads of one or more sequences), m entries in scope, H query heads per KV head.
+"""
+
+from dataclasses import dataclass, field
+from enum import Flag, auto
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from kvfoot.core.budget import Budget, Cut, PromptPass
+from kvfoot.core.errors import UsageError
+from kvfoot.core.geometry import Geometry
+
+
+class Needs(Flag):
+    """What the engine has to obtain before it asks a method."""
+
+    NOTHING = 0
+    WINDOW_SCORES = auto()
+    """Attention mass from the pass's last `observers` queries, softmax over the entries in scope."""
+    COLUMN_SCORES = auto()
+    """Attention mass from all of the pass's queries, softmax over everything stored."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Values that travel with an entry: accumulated scores, gates, positions. `dtype` [width] per entry."""
+
+    name: str
+    width: int = 1
+    dtype: torch.dtype = torch.float32
+
+
+POSITION = Plane("position", dtype=torch.int32)
+"""Absolute positions; every sequence that evicts has this plane."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method promises for one prompt: checked against the pool after the run (decision D10)."""
+
+    passes: tuple[PromptPass, ...]
+    later: Cut | None = None
+    planes: tuple[Plane, ...] = ()
+
+    @property
+    def evicts(self) -> bool:
+        return self.later is not None or any(p.cut is not None for p in self.passes)
+
+
+@dataclass
+class Seen:
+    """What a method sees of R rows of one layer after a pass; every row has m entries in scope, the pass's included.
+
+    heads: int64 [R], KV head of each row. positions: int64 [R, m], absolute. start: position of the pass's first token.
+    new: tokens in the pass (the last `new` entries in scope are theirs). keep: entries in scope that survive.
+    scores: fp32 [R, H, m] as `needs` asks, else None. planes: name -> [R, m, width].
+    """
+
+    layer: int
+    heads: Tensor
+    positions: Tensor
+    start: int
+    new: int
+    keep: int
+    scores: Tensor | None = None
+    planes: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        return int(self.positions.shape[1])
+
+    @property
+    def last(self) -> int:
+        """Position of the newest token."""
+        return self.start + self.new - 1
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Survivors of R rows: `kept` int64 [R, keep], ascending entries; or, where one entry goes, `lost` int64 [R]."""
+
+    kept: Tensor | None = None
+    lost: Tensor | None = None
+
+    @classmethod
+    def top(cls, priority: Tensor, keep: int) -> "Keep":
+        """The `keep` entries of highest priority, fp32 [R, m]; +inf is never taken unless there are too many."""
+        if priority.shape[1] - keep == 1:
+            return cls(lost=priority.argmin(1))
+        return cls(kept=priority.topk(keep, dim=1, sorted=False).indices.sort(1).values)
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods: a frozen dataclass of options with their published defaults.
+
+    Class variables, set by the method or by `@register`:
+    name, paper (arXiv id), category, stores, reads: one line each for the registry.
+    needs; total (keep is a constant total, see Budget.resolve); budgeted (takes keep or budget).
+    """
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    category: ClassVar[str] = ""
+    stores: ClassVar[str] = ""
+    reads: ClassVar[str] = ""
+    needs: ClassVar[Needs] = Needs.NOTHING
+    total: ClassVar[bool] = False
+    budgeted: ClassVar[bool] = True
+
+    @property
+    def protected(self) -> int:
+        """Entries that a cut never takes: sinks + window."""
+        return int(getattr(self, "sink", 0)) + int(getattr(self, "window", 0))
+
+    @property
+    def observers(self) -> int:
+        """Queries of a pass whose attention is scored (WINDOW_SCORES)."""
+        return int(getattr(self, "window", 0)) if Needs.WINDOW_SCORES in self.needs else 0
+
+    def planes(self, geometry: Geometry) -> tuple[Plane, ...]:
+        """Values that travel with every entry."""
+        return ()
+
+    def prepare(self, geometry: Geometry, prompt: int, chunk: int | None, budget: Budget) -> Plan:
+        """The plan for a prompt of `prompt` tokens. Raises UsageError where the budget does not suit the method."""
+        if self.budgeted and budget.unlimited:
+            raise UsageError(
+                f"{self.name} needs a size: give keep (fraction of the prompt) or budget (entries per row)"
+            )
+        if not self.budgeted and not budget.unlimited:
+            raise UsageError(f"{self.name} takes neither keep nor budget: it keeps what its own definition says")
+        passes, later = budget.resolve(
+            prompt, chunk, geometry, floor=self.protected, observers=self.observers, total=self.total
+        )
+        plan = Plan(passes, later)
+        return Plan(passes, later, (POSITION, *self.planes(geometry))) if plan.evicts else plan
+
+    def observe(self, seen: Seen) -> dict[str, Tensor]:
+        """New values of the planes, after every pass: name -> fp32 [R, m, width] with m = all entries."""
+        return {}
+
+    def keep(self, seen: Seen) -> Keep:
+        """Which entries in scope survive. Called only where `seen.keep < m`."""
+        raise TypeError(f"{self.name} evicts nothing")
+
+    def options(self) -> dict[str, Any]:
+        """Options as given, for the record."""
+        return dict(self.__dict__)
+
+
+def require(condition: bool, message: str) -> None:
+    """UsageError(message) unless the condition holds: for options in `__post_init__`."""
+    if not condition:
+        raise UsageError(message)

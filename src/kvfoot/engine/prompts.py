@@ -1,0 +1,77 @@
+"""From a document and a question to tokens, and from tokens back to text as they come."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kvfoot.core.errors import UsageError
+
+JOINT = "\n\n"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is read before eviction, and what comes after it on the kept cache."""
+
+    before: list[int]
+    after: list[int]
+
+
+def uses_chat(tokenizer: Any, chat: bool | None) -> bool:
+    """chat None: where the tokenizer has a template. Raises UsageError where one is asked for and there is none."""
+    has = bool(getattr(tokenizer, "chat_template", None))
+    if chat and not has:
+        raise UsageError("the model has no chat template: use --no-chat")
+    return has if chat is None else chat
+
+
+def encode(
+    tokenizer: Any, document: str, question: str = "", *, after: bool = False, chat: bool | None = None
+) -> Prompt:
+    """document and question as one prompt; with `after`, the question and the turn's end are kept for later.
+
+    Raises UsageError for an empty prompt.
+    """
+    document = document.rstrip() if after else document
+    if not document.strip() and not (question and not after):
+        raise UsageError("the prompt is empty")
+    content = document + (JOINT if document and question else "") + question
+    if not uses_chat(tokenizer, chat):
+        if after:
+            head = tokenizer(document)["input_ids"]
+            return Prompt(head, tokenizer(JOINT + question, add_special_tokens=False)["input_ids"])
+        return Prompt(tokenizer(content)["input_ids"], [])
+    turn = [{"role": "user", "content": content}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    ids = lambda part: tokenizer(part, add_special_tokens=False)["input_ids"] if part else []  # noqa: E731
+    if not after:
+        return Prompt(ids(text), [])
+    core = document.strip()
+    at = text.find(core)
+    if at < 0:
+        raise UsageError(
+            "the chat template rewrites the prompt: a question after it cannot be split off (use --no-chat)"
+        )
+    return Prompt(ids(text[: at + len(core)]), ids(text[at + len(core) :]))
+
+
+class Detokenizer:
+    """Text of a growing token list, a piece at a time; a piece waits until its last character is whole."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._shown = ""
+
+    def push(self, token: int) -> str:
+        """The new text that `token` completes, possibly empty."""
+        self._tokens.append(token)
+        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        if text.endswith("\ufffd"):
+            return ""
+        piece = text[len(self._shown) :]
+        self._shown = text
+        return piece
+
+    @property
+    def text(self) -> str:
+        return self._tokenizer.decode(self._tokens, skip_special_tokens=True)

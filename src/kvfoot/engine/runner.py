@@ -1,0 +1,135 @@
+"""A batch's life on one pool: prefill sequence by sequence, decode all together, verify, release."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from kvfoot.attention.backend import Backend
+from kvfoot.cache.kv import KVCache
+from kvfoot.cache.trace import Trace
+from kvfoot.core.budget import Cut
+from kvfoot.core.hooks import Method, Plan
+from kvfoot.engine.clock import Clock
+from kvfoot.engine.sampler import Sampling
+from kvfoot.engine.sequence import Sequence
+from kvfoot.engine.step import Span, Step
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress: "prefill" (done of total prompt tokens) or "token" (a generated one), of one sequence of the batch."""
+
+    kind: Literal["prefill", "token"]
+    sequence: int
+    done: int
+    total: int
+    token: int = -1
+
+
+Listener = Callable[[Event], None]
+
+
+class Runner:
+    """The model, a backend and a pool. stop: token ids that end a generation."""
+
+    def __init__(
+        self, model: Any, backend: Backend, cache: KVCache, stop: frozenset[int], listener: Listener | None = None
+    ):
+        self.model, self.backend, self.cache, self.stop = model, backend, cache, stop
+        self.tell: Listener = listener or (lambda event: None)
+
+    def open(self, tokens: list[int], method: Method, plan: Plan, sampling: Sampling, index: int) -> Sequence:
+        pool, geometry = self.cache.pool, self.cache.geometry
+        dense = geometry.entry_bytes(pool.dtype.itemsize)
+        entry = dense + sum(p.dtype.itemsize * p.width for p in plan.planes)
+        return Sequence(
+            tokens=list(tokens),
+            prompt=len(tokens),
+            rows=self.cache.open(),
+            method=method,
+            plan=plan,
+            trace=Trace(geometry, entry, dense),
+            generator=sampling.generator(index),
+            promised=np.zeros((geometry.layers, geometry.kv_heads), np.int64),
+        )
+
+    def fork(self, sequence: Sequence, sampling: Sampling, index: int) -> Sequence:
+        """A second sequence that goes on from the same kept cache, with its own copy of the trace."""
+        trace = Trace(sequence.trace.geometry, sequence.trace.entry_bytes, sequence.trace.dense_bytes)
+        trace.passes = list(sequence.trace.passes)
+        return Sequence(
+            tokens=list(sequence.tokens),
+            prompt=sequence.prompt,
+            rows=self.cache.fork(sequence.rows),
+            method=sequence.method,
+            plan=sequence.plan,
+            trace=trace,
+            generator=sampling.generator(index),
+            promised=sequence.promised.copy(),
+            held=sequence.held,
+        )
+
+    def prefill(self, sequence: Sequence, index: int = 0) -> Tensor:
+        """Read the prompt in the plan's passes; logits fp32 [vocabulary] after its last token."""
+        for part in sequence.passes:
+            logits = self._pass(sequence, sequence.tokens[part.start : part.stop], part.cut)
+            self.tell(Event("prefill", index, part.stop, sequence.prompt))
+        sequence.verify()
+        sequence.held = sequence.rows.lens.copy()
+        return logits
+
+    def feed(self, sequence: Sequence, tokens: list[int], chunk: int | None) -> Tensor:
+        """Read more tokens after the prompt, cut as the plan says for later passes; logits after the last one."""
+        size = chunk or len(tokens)
+        for start in range(0, len(tokens), size):
+            logits = self._pass(sequence, tokens[start : start + size], sequence.plan.later)
+        sequence.tokens += tokens
+        sequence.prompt += len(tokens)
+        sequence.verify()
+        return logits
+
+    def _pass(self, sequence: Sequence, tokens: list[int], cut: Cut | None) -> Tensor:
+        step = Step(self.cache, self.backend, [Span(sequence, 0, len(tokens), cut)])
+        return step.forward(self.model, tokens)[0]
+
+    def decode(
+        self, sequences: list[Sequence], logits: Iterable[Tensor], limit: int, sampling: Sampling, clock: Clock
+    ) -> None:
+        """Generate up to `limit` tokens each, all sequences in one pass a step."""
+        for i, (sequence, row) in enumerate(zip(sequences, logits, strict=True)):
+            self._take(sequence, row, limit, sampling, i)
+        clock.begun()
+        while live := [(i, s) for i, s in enumerate(sequences) if not s.done]:
+            began = perf_counter()
+            spans = [Span(s, j, j + 1, s.plan.later) for j, (_, s) in enumerate(live)]
+            found = Step(self.cache, self.backend, spans).forward(self.model, [s.tokens[-1] for _, s in live])
+            for (i, sequence), row in zip(live, found, strict=True):
+                self._take(sequence, row, limit, sampling, i)
+            clock.steps.append(perf_counter() - began)
+        for sequence in sequences:
+            sequence.verify()
+
+    def _take(self, sequence: Sequence, logits: Tensor, limit: int, sampling: Sampling, index: int) -> None:
+        token = sampling.pick(logits, sequence.generator)
+        sequence.tokens.append(token)
+        sequence.generated.append(token)
+        sequence.done = token in self.stop or len(sequence.generated) >= limit
+        self.tell(Event("token", index, len(sequence.generated), limit, token))
+
+
+def peak_pages(plan: Plan, layers_heads: tuple[int, int], page_size: int, later: int) -> int:
+    """Pages that a sequence owns at its worst moment, `later` tokens after the prompt included, by the plan."""
+    lens = np.zeros(layers_heads, np.int64)
+    worst = 0
+    steps: list[tuple[int, Cut | None]] = [(p.stop - p.start, p.cut) for p in plan.passes]
+    steps += [(1, plan.later)] * later if plan.later is not None else [(later, None)]
+    for new, cut in steps:
+        lens = lens + new if cut is None else cut.kept(lens, new)
+        worst = max(worst, int((-(-lens // page_size)).sum()))
+        if cut is not None and cut is plan.later and new == 1:
+            break
+    return worst

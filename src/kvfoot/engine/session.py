@@ -1,0 +1,90 @@
+"""One document read once; many questions on what was kept of it."""
+
+from typing import TYPE_CHECKING, Any
+
+from kvfoot.core.errors import UsageError
+from kvfoot.core.hooks import Method, Plan
+from kvfoot.engine.account import record
+from kvfoot.engine.clock import Clock
+from kvfoot.engine.prompts import encode
+from kvfoot.engine.result import Interrupted, Result
+from kvfoot.engine.runner import Runner
+from kvfoot.engine.sampler import Sampling
+
+if TYPE_CHECKING:
+    from kvfoot.engine.engine import Engine
+
+
+class Session:
+    """A kept cache to ask about. Every question starts from the same entries: pages are shared until written to."""
+
+    def __init__(
+        self,
+        engine: "Engine",
+        runner: Runner,
+        document: str,
+        tokens: list[int],
+        method: Method,
+        plan: Plan,
+        config: dict[str, Any],
+        chat: bool,
+    ):
+        self.engine, self.runner, self.document, self.method, self.plan = engine, runner, document, method, plan
+        self.config, self.chat = config, chat
+        self.asked = 0
+        self.clock = Clock()
+        self.base = runner.open(tokens, method, plan, Sampling(), 0)
+        runner.prefill(self.base)
+        self.clock.filled(runner.cache.pool.held_bytes)
+
+    @property
+    def prefill_s(self) -> float:
+        """Seconds that reading the document took."""
+        return self.clock.prefill or 0.0
+
+    def ask(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Result:
+        """The answer to one question about the document; the kept cache stays as it was.
+
+        Its cost is the question's and the answer's tokens: `record.timings.ttft_s` counts them not the document;
+        `prefill_s` is the document's. Raises UsageError, PoolExhausted, NotFinite; Interrupted has the partial result.
+        """
+        sampling = Sampling(temperature, top_p, seed)
+        after = encode(self.engine.tokenizer, self.document, question, after=True, chat=self.chat).after
+        if not question.strip():
+            raise UsageError("the question is empty")
+        self.engine.check_length(self.base.prompt + len(after), max_new_tokens)
+        runner = self.runner
+        sequence = runner.fork(self.base, sampling, 0)
+        clock = Clock(prefill=self.prefill_s, held=self.clock.held)
+        self.asked += 1
+        interrupted = False
+        try:
+            logits = runner.feed(sequence, after, self.config["chunk"])
+            runner.decode([sequence], [logits], max_new_tokens, sampling, clock)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            runner.cache.release(sequence.rows)
+        config = self.config | {
+            "question": "after",
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+        }
+        whole = record(runner, [sequence], clock, config, self.engine.revision, seed, interrupted)
+        result = Result(self.engine.text(sequence.generated), sequence.generated, whole)
+        if interrupted:
+            raise Interrupted([result])
+        return result
+
+    def close(self) -> None:
+        """Give the kept pages back."""
+        self.runner.cache.release(self.base.rows)

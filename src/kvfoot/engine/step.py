@@ -1,0 +1,166 @@
+"""The flow: one forward pass of one or more sequences, from tokens to logits, layer by layer.
+
+    tokens [1, T] -> model (Hugging Face, unmodified) -> per layer: q, k, v -> history -> attention -> scores
+        -> method.observe, method.keep -> cache.commit (survivors stay, pages are freed) -> logits at each span's end
+
+A pass packs spans of several sequences end to end: a prompt chunk is one span of n tokens, a decode step is one span of
+one token per sequence. Nothing is padded, so a sequence's numbers do not depend on its neighbours.
+"""
+
+from collections.abc import Sequence as Spans
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvfoot.attention.backend import Backend
+from kvfoot.cache.kv import KVCache
+from kvfoot.cache.trace import Pass
+from kvfoot.core.budget import Cut
+from kvfoot.core.errors import NotFinite
+from kvfoot.core.hooks import POSITION, Keep, Needs, Seen
+from kvfoot.engine.sequence import Sequence
+from kvfoot.models.bridge import PassCache
+
+
+@dataclass
+class Span:
+    """n = stop - start new tokens of a sequence, at packed[start:stop), and the cut that follows."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+    cut: Cut | None
+
+    @property
+    def n(self) -> int:
+        return self.stop - self.start
+
+
+class Step:
+    """One pass. `forward` runs it; `attend` is what the model's attention calls in every layer."""
+
+    def __init__(self, cache: KVCache, backend: Backend, spans: Spans[Span]):
+        self.cache, self.backend, self.spans = cache, backend, spans
+        geometry = cache.geometry
+        self.checks: list[Tensor] = []
+        cache.pool.require(sum(cache.forecast(s.sequence.rows, s.n, s.cut) for s in spans))
+        for span in spans:
+            sequence = span.sequence
+            before = sequence.rows.lens.copy()
+            scan = None
+            if _scans(span):
+                keys = span.n if span.cut is not None and span.cut.scope == "new" else before + span.n
+                queries = (
+                    span.n if Needs.COLUMN_SCORES in sequence.method.needs else min(span.n, sequence.method.observers)
+                )
+                scan = queries * keys + 0 * before
+            sequence.trace.passes.append(Pass(span.n, sequence.rows.seen, before, scan=scan))
+            sequence.promise(span.n, span.cut)
+        self.group = (geometry.kv_heads, geometry.group)
+
+    @torch.inference_mode()
+    def forward(self, model: Any, tokens: Spans[int]) -> Tensor:
+        """Logits fp32 [spans, vocabulary] after each span's last token. tokens: the packed spans, T in all.
+
+        Raises NotFinite where the logits are NaN or infinite, naming the layer.
+        """
+        device = self.cache.pool.device
+        positions = [s.sequence.rows.seen + i for s in self.spans for i in range(s.n)]
+        last = torch.tensor([s.stop - 1 for s in self.spans], device=device)
+        output = model(
+            input_ids=torch.tensor([list(tokens)], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            past_key_values=PassCache(self.attend, positions[0]),
+            use_cache=True,
+            logits_to_keep=last,
+        )
+        for span in self.spans:
+            span.sequence.rows.seen += span.n
+        logits = output.logits[0].float()
+        if not bool(torch.isfinite(logits).all()):
+            raise NotFinite(self._blame())
+        return logits
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """q [1, heads, T, D], k and v [1, kv_heads, T, D] after RoPE -> attention output [1, T, heads, D]."""
+        G, H = self.group
+        T, D = q.shape[2], q.shape[3]
+        out = torch.empty(T, G, H, D, dtype=q.dtype, device=q.device)
+        q_GHTD, k_GTD, v_GTD = q[0].view(G, H, T, D), k[0], v[0]
+        for span in self.spans:
+            inside = slice(span.start, span.stop)
+            for heads, b in self.cache.blocks(span.sequence.rows, layer, span.cut):
+                every = len(heads) == G
+                rows = slice(None) if every else list(heads)
+                q_RHnD, k_RnD, v_RnD = q_GHTD[rows, :, inside], k_GTD[rows, inside], v_GTD[rows, inside]
+                out_RHnD = self._block(span, layer, heads, b, q_RHnD, k_RnD, v_RnD, scale)
+                out[inside, rows] = out_RHnD.permute(2, 0, 1, 3).to(out.dtype)
+        self.checks.append(out.sum(dtype=torch.float32))
+        return out.view(1, T, G * H, D)
+
+    def _block(
+        self, span: Span, layer: int, heads: tuple[int, ...], b: int, q: Tensor, k: Tensor, v: Tensor, scale: float
+    ) -> Tensor:
+        """R rows of equal length b: attention output [R, H, n, D]; commits the new entries."""
+        cache, sequence, n = self.cache, span.sequence, span.n
+        if b:
+            keys, values = cache.history(sequence.rows, layer, heads, room=n)
+            keys[:, b:], values[:, b:] = k, v
+        else:
+            keys, values = k, v
+        state = self.backend.attend(q, keys, values, scale, True)
+        keep: Keep | None = None
+        planes: dict[str, Tensor] = {}
+        if sequence.plan.planes:
+            keep, planes = self._ask(span, layer, heads, b, q, keys, state.lse, scale)
+        cache.commit(sequence.rows, layer, heads, keys, values, n, planes, span.cut, keep)
+        return state.out
+
+    def _ask(
+        self, span: Span, layer: int, heads: tuple[int, ...], b: int, q: Tensor, keys: Tensor, lse: Tensor, scale: float
+    ) -> tuple[Keep | None, dict[str, Tensor]]:
+        """What the method wants kept, and the planes [R, b + n, width] after it has seen the pass."""
+        cache, sequence, n = self.cache, span.sequence, span.n
+        method, device = sequence.method, q.device
+        start = sequence.rows.seen
+        new = torch.arange(start, start + n, device=device).expand(len(heads), n)
+        positions = torch.cat([cache.positions(sequence.rows, layer, heads), new], 1) if b else new
+        planes = {POSITION.name: positions[..., None]}
+        for plane in sequence.plan.planes[1:]:
+            old = cache.plane(sequence.rows, layer, heads, plane.name)
+            planes[plane.name] = torch.cat([old, old.new_zeros(len(heads), n, plane.width)], 1)
+        scope = b if span.cut is not None and span.cut.scope == "new" else 0
+        limit = b + n if span.cut is None else int(span.cut.counts[layer, heads[0]])
+        seen = Seen(
+            layer, torch.tensor(heads, device=device), positions, start, n, min(limit, b + n - scope), planes=planes
+        )
+        if Needs.COLUMN_SCORES in method.needs:
+            seen.scores = self.backend.column_scores(q, keys, lse, scale)
+        planes |= method.observe(seen)
+        if limit >= b + n - scope:
+            return None, planes
+        if Needs.WINDOW_SCORES in method.needs:
+            w = min(n, method.observers)
+            seen.scores = self.backend.window_scores(q[:, :, n - w :], keys[:, scope:], scale)
+        if scope:
+            seen.positions = positions[:, scope:]
+            seen.planes = {name: value[:, scope:] for name, value in planes.items()}
+        return method.keep(seen), planes
+
+    def _blame(self) -> str:
+        bad = [i for i, check in enumerate(self.checks) if not bool(torch.isfinite(check))]
+        where = f"attention of layer {bad[0]}" if bad else "the last layer's output"
+        return (
+            f"NaN or infinite values, first in {where}: the weights are damaged or the numbers overflow in this dtype "
+            "(try --dtype float32)"
+        )
+
+
+def _scans(span: Span) -> bool:
+    """Whether the pass reads keys a second time to score them."""
+    needs = span.sequence.method.needs
+    if Needs.COLUMN_SCORES in needs and span.sequence.plan.planes:
+        return True
+    return Needs.WINDOW_SCORES in needs and span.cut is not None

@@ -1,0 +1,45 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kvfoot.core.geometry import Geometry
+from kvfoot.core.hooks import Keep, Method, Needs, Plane, Seen, require
+from kvfoot.core.registry import register
+from kvfoot.methods.tools import Join, join
+
+MASS = "mass"
+
+
+@register(
+    "h2o", paper="2306.14048", category="evict", stores="heavy hitters + the most recent entries", reads="all stored"
+)
+@dataclass(frozen=True)
+class H2O(Method):
+    """Attention mass accumulated over every query so far, not divided by their number; half of the budget is recent.
+
+    recent: share of the budget for the most recent tokens (the release: heavy and recent in equal parts). Each query
+    head accumulates for itself where `group` is max, so that the maximum is taken over sums.
+    """
+
+    recent: float = 0.5
+    group: Join = "mean"
+    needs: ClassVar[Needs] = Needs.COLUMN_SCORES
+    total: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require(0 <= self.recent <= 1, f"h2o: recent={self.recent} is a share of the budget, in [0, 1]")
+
+    def planes(self, geometry: Geometry) -> tuple[Plane, ...]:
+        return (Plane(MASS, geometry.group if self.group == "max" else 1),)
+
+    def observe(self, seen: Seen) -> dict[str, Tensor]:
+        assert seen.scores is not None
+        new = seen.scores.mT if self.group == "max" else join(seen.scores, "mean")[..., None]
+        return {MASS: seen.planes[MASS] + new}
+
+    def keep(self, seen: Seen) -> Keep:
+        mass = seen.planes[MASS].amax(-1)
+        recent = seen.positions > seen.last - round(self.recent * seen.keep)
+        return Keep.top(mass.masked_fill(recent, torch.inf), seen.keep)

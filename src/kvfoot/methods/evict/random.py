@@ -1,0 +1,33 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvfoot.core.hooks import Keep, Method, Seen, require
+from kvfoot.core.registry import register
+from kvfoot.methods.tools import keep_best
+
+
+@register("random", paper="-", category="evict", stores="a random subset + window", reads="all stored")
+@dataclass(frozen=True)
+class Random(Method):
+    """A control for scored eviction: the same protection, scores drawn once per (seed, layer, KV head, position)."""
+
+    seed: int = 0
+    window: int = 64
+    sink: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.window >= 0 and self.sink >= 0, "random: window and sink are counts")
+
+    def keep(self, seen: Seen) -> Keep:
+        key = (self.seed * 1_000_003 + seen.layer) * 65_537 + seen.heads[:, None]
+        return keep_best(seen, uniform(key * 1_000_003 + seen.positions), sink=self.sink, window=self.window)
+
+
+def uniform(key: Tensor) -> Tensor:
+    """Integers int64 to fp32 in [0, 1) by a fixed mixing function: the same on every device and in every batch."""
+    x = key & 0xFFFFFFFF
+    for multiplier in (0x45D9F3B, 0x119DE1F3):
+        x = ((x ^ (x >> 16)) * multiplier) & 0xFFFFFFFF
+    return ((x ^ (x >> 16)) >> 8).to(torch.float32) / (1 << 24)
