@@ -30,9 +30,13 @@ def check_kind(header: Header) -> None:
     for key in ("tokens", "merges", "token_type"):
         if not header.fields.get(f"tokenizer.ggml.{key}"):
             raise ModelError(f"{header.path}: the header lacks tokenizer.ggml.{key}: convert the model again")
-    tokens, rows = header.fields["tokenizer.ggml.tokens"], header.tensors["token_embd.weight"].shape[0]
-    if len(tokens) > rows:
-        raise ModelError(f"{header.path}: {len(tokens)} tokens but {rows} embedding rows: convert the model again")
+    tokens, kinds = (len(header.fields[f"tokenizer.ggml.{key}"]) for key in ("tokens", "token_type"))
+    if kinds != tokens:
+        raise ModelError(f"{header.path}: {kinds} token types for {tokens} tokens: convert the model again")
+    embedding = header.tensors.get("token_embd.weight")
+    if embedding is not None and tokens > embedding.shape[0]:
+        rows = embedding.shape[0]
+        raise ModelError(f"{header.path}: {tokens} tokens but {rows} embedding rows: convert the model again")
 
 
 def special_ids(header: Header) -> dict[str, int]:
