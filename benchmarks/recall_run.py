@@ -1,0 +1,96 @@
+"""One run, or one piece of a run, of the recipe of kvfoot-recall, with its evaluation on the dev side.
+
+    python benchmarks/recall_run.py --data DATA --out OUT --plan recall --minutes 10 [--piece 9] [--resume] [--evaluate dev]
+
+`--evaluate test` opens the test side: once, for a final checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from kvfoot.train.recall.evaluation import evaluate_recall
+from kvfoot.train.recall.loop import train_recall
+from kvfoot.train.recall.options import RecallOptions, Recipe
+
+
+def bandwidth() -> float:
+    """Bytes read and written a second by a device-to-device copy of 1 GiB, in GB/s."""
+    a = torch.empty(2**28, device="cuda")
+    b = torch.empty_like(a)
+    a.normal_()
+    b.copy_(a)
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(20):
+        b.copy_(a)
+    torch.cuda.synchronize()
+    return 20 * 2 * a.numel() * 4 / (time.perf_counter() - started) / 1e9
+
+
+def versions() -> dict[str, str]:
+    import tokenizers
+
+    return {"torch": torch.__version__, "tokenizers": tokenizers.__version__, "cuda": str(torch.version.cuda)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--report", type=Path, help="where records and a copy of the model go (default: OUT)")
+    parser.add_argument("--plan", default="recall")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--piece", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--set", action="append", default=[], help="a field of the recipe, name=number")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--skip-training", action="store_true")
+    parser.add_argument("--evaluate", choices=("no", "dev", "test"), default="no")
+    parser.add_argument("--answers", type=int, default=200)
+    parser.add_argument("--longest", type=int, default=16384)
+    parser.add_argument("--probe", type=float, default=60.0)
+    parser.add_argument("--kill", type=float, default=90.0)
+    parser.add_argument("--device", default=None)
+    given = parser.parse_args()
+    report = given.report or given.out
+    report.mkdir(parents=True, exist_ok=True)
+    changes = {name: float(value) for name, _, value in (pair.partition("=") for pair in given.set)}
+    recipe = Recipe(plan=given.plan, minutes=given.minutes, seed=given.seed, **changes)  # type: ignore[arg-type]
+    finished = True
+    if not given.skip_training:
+        options = RecallOptions(
+            given.data, given.out, recipe, workers=given.workers, piece_minutes=given.piece, resume=given.resume,
+            device=given.device, probe_every=given.probe, kill_after=given.kill,
+        )  # fmt: skip
+        record = train_recall(options, lambda text: print(text, flush=True))
+        finished = record["finished"]
+        record["versions"] = versions()
+        if torch.cuda.is_available():
+            record["copy_gb_per_second"] = round(bandwidth())
+        (report / f"train-{record['step']}.json").write_text(json.dumps(record, indent=1) + "\n")
+    for name in os.listdir(given.out):
+        if report != given.out and not name.startswith(("state", "train")):
+            (report / name).write_bytes((given.out / name).read_bytes())
+    if given.evaluate != "no" and finished:
+        found = evaluate_recall(
+            given.out, given.data, given.evaluate, answers=given.answers, longest=given.longest,
+            device=given.device or "cuda", processes=given.workers, say=lambda text: print(text, flush=True),
+        )  # fmt: skip
+        found["versions"] = versions()
+        found["commit"] = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        (report / f"{given.evaluate}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

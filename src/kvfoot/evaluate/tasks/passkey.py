@@ -1,0 +1,34 @@
+"""Passkey: one number in a long text, said for the reader to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvfoot.evaluate.tasks.draw import Draw
+from kvfoot.evaluate.tasks.sample import Draft, Turn
+
+
+@dataclass(frozen=True)
+class PasskeyShape:
+    """keys: several named ones in training, one in evaluation; depth: 0 first, 1 last, None anywhere."""
+
+    keys: int = 1
+    values: str = "number"
+    depth: float | None = None
+
+
+def vary(draw: Draw, room: int) -> PasskeyShape:
+    """1 to 8 keys, 24 in long contexts."""
+    most = 8 if room < 4000 else 24
+    return PasskeyShape(draw.between(1, most), draw.weighted({"number": 0.7, "words": 0.2, "hex": 0.1}))
+
+
+def draft(draw: Draw, shape: PasskeyShape, room: int) -> Draft:
+    titles = draw.distinct(lambda: draw.wording.passkey_title(draw), shape.keys)
+    wording = draw.wording.passkey(draw)
+    items, turns = [], []
+    for title in titles:
+        value = draw.value(shape.values)
+        items.append(wording.item.format(t=title, v=value))
+        turns.append(Turn(wording.ask.format(t=title), (f" {value}",)))
+    return Draft("", tuple(items), tuple(draw.shuffled(turns)), depth=shape.depth)

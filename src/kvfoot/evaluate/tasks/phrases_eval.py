@@ -1,0 +1,149 @@
+"""Phrasings of the dev and the test side. Never trained on; the test side's were never looked at with a model."""
+
+from __future__ import annotations
+
+from kvfoot.evaluate.tasks.wording import Assignments, FixedWording, Listing, Lookup
+
+_MAGIC = " One of the special magic numbers for {k} is: {v}."
+
+DEV = FixedWording(
+    needles=(
+        Lookup(_MAGIC, "What is the special magic number for {k} mentioned in the provided text?"),
+        Lookup(" Here {k} keeps the figure {v} on file.", "Which figure does {k} keep on file?"),
+    ),
+    passkeys=(Lookup(" The pass key is {v}. Remember it. {v} is the pass key.", "What is the pass key?"),),
+    multi_values=(
+        Lookup(_MAGIC, "What are all the special magic numbers for {k} mentioned in the provided text?"),
+    ),
+    multi_queries=(
+        Lookup(_MAGIC, "What are all the special magic numbers for {k} mentioned in the provided text?"),
+    ),
+    jsons=(
+        Lookup(
+            "JSON data:\n",
+            "Extract the value corresponding to the specified key in the JSON object above.\n\n"
+            'Key: "{k}"\nCorresponding value:',
+        ),
+    ),
+    chains=(
+        Listing(
+            "The keys of the building, in no order.\n",
+            "Name of key: ",
+            "Output a list of {n} keys, where the first word of each key is the last word of the previous key. "
+            'The first key begins with "{s}" and the last key ends with "{e}".',
+        ),
+    ),
+    paths=(
+        Lookup(
+            "{a} is a lively city. You can travel from {a} to {b} by {m}.\n",
+            "Now find the route from {a} to {b} based on the information above.",
+        ),
+    ),
+    assignments=(
+        Assignments(
+            " VAR {a} = {v}.",
+            " VAR {b} = VAR {a}.",
+            "Find all variables that are assigned the value {v} in the text above.",
+        ),
+    ),
+    label_lines=("{w} :",),
+    quotes=("Complete the following excerpt from the text above:",),
+    rows=(('<div class="item">\n', "<b>{c}</b>\n<span>", "</span>\n", "<p>", "</p>\n</div>"),),
+    tables=("Extract the information above into a TSV with the headers {c}.",),
+)
+
+TEST = FixedWording(
+    needles=(
+        Lookup(
+            " The vault combination recorded for {k} happens to be {v}, said the clerk.",
+            "State the vault combination that was recorded for {k} in this document.",
+        ),
+        Lookup(
+            " When the inspector examined {k} he stamped {v} onto its label.",
+            "Which digits did the inspector stamp when he examined {k}?",
+        ),
+    ),
+    passkeys=(
+        Lookup(
+            " To open the gate, type {v} and nothing else; the gate knows only {v} .",
+            "What must be typed to open the gate?",
+        ),
+        Lookup(
+            " Our agreed watchword is {v} and it will not change.",
+            "Which watchword was agreed upon?",
+        ),
+    ),
+    multi_values=(
+        Lookup(
+            " A parcel bearing {v} was delivered to {k} today.",
+            "In order of appearance, which parcels were delivered to {k}?",
+        ),
+        Lookup(
+            " The auditor assigned {k} another docket, {v}.",
+            "Give the complete series of dockets the auditor assigned {k}, earliest first.",
+        ),
+    ),
+    multi_queries=(
+        Lookup(
+            " The auditor assigned {k} the docket {v}.",
+            "For every one of the following, state the docket assigned by the auditor: {k}.",
+        ),
+        Lookup(
+            " A parcel bearing {v} was delivered to {k} today.",
+            "Which parcels were delivered to {k}? Respect this order.",
+        ),
+    ),
+    jsons=(
+        Lookup(
+            "The configuration dump reads:\n",
+            'In the configuration dump, the setting named "{k}" was stored together with which text? Reply with it.',
+        ),
+        Lookup(
+            "Contents of settings.json follow.\n",
+            'Parse the file above and print settings["{k}"] exactly.',
+        ),
+    ),
+    chains=(
+        Listing(
+            "Our locksmith left this unsorted inventory.\n",
+            "Inventory tag ",
+            'Domino game: lay down {n} tags. Every tag must open with the word that closed the preceding tag; "{s}" '
+            'opens the first tag and "{e}" closes the final one.',
+        ),
+        Listing(
+            "Labels found in the drawer:\n",
+            "Drawer label reads ",
+            'Beginning from the label that starts with "{s}", connect {n} labels end to end until one finishes '
+            'with "{e}".',
+        ),
+    ),
+    paths=(
+        Lookup(
+            "The timetable of {a} lists a single {m} service, departing from {a} and terminating at {b}.\n",
+            "Using the timetables, describe the complete journey whose origin is {a} and whose destination is {b}.",
+        ),
+        Lookup(
+            "Passengers boarding at {a} by {m} disembark at {b}.\n",
+            "A passenger boards at {a} and must finally disembark at {b}. Describe each leg.",
+        ),
+    ),
+    assignments=(
+        Assignments(
+            " Define {a} as {v}.",
+            " Define {b} as a duplicate of {a}.",
+            "Report each symbol whose definition amounts to {v}, from the earliest to the latest.",
+        ),
+        Assignments(
+            " Register {a} was loaded with {v}.",
+            " Register {b} was loaded from register {a}.",
+            "Which registers end up containing {v}? Keep the order of loading.",
+        ),
+    ),
+    label_lines=("{w} belongs under", "{w} //"),
+    quotes=("The next lines were torn from the text; restore what followed:",),
+    rows=(
+        ('<article class="card">\n', "<dt>{c}</dt><dd>", "</dd>\n", "<aside>", "</aside>\n</article>"),
+        ("## Entry\n", "- {c}: <code>", "</code>\n", "> ", "\n"),
+    ),
+    tables=("Convert all entries to tab-delimited lines holding {c}, preserving their sequence.",),
+)

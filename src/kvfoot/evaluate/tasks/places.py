@@ -1,0 +1,69 @@
+"""Made-up town names, one maker a side, from syllables that no other side uses as a whole name."""
+
+from __future__ import annotations
+
+import random
+import re
+
+from kvfoot.evaluate.tasks.split import Side
+
+TRAIN_HEADS = ["Al", "Ar", "Bar", "Bel", "Ber", "Bran", "Bre", "Cal", "Car", "Cor", "Dal", "Dar", "Del", "Dor", "El", "Fal", "Fen", "Gar", "Gil", "Gran", "Hal", "Har", "Hol", "Il", "Jor", "Kal", "Kel", "Kin", "Lan", "Lor", "Mal", "Mar", "Mel", "Mor", "Nor", "Or", "Pel", "Pen", "Quar", "Ral", "Ren", "Ros", "Sal", "Sel", "Stan", "Tal", "Tar", "Ten", "Tor", "Ul", "Val", "Ver", "Vin", "Wal", "Wel", "Wil", "Yar", "Zan", "Ash", "Brook", "Cliff", "Dun", "Ever", "Fox", "Glen", "Hart", "Iron", "Kings", "Long", "Moor", "Oak", "Raven", "Stone", "Thorn", "Wood"]
+TRAIN_JOINTS = ["a", "an", "ar", "e", "en", "er", "i", "in", "ing", "is", "o", "on", "or", "u", "un", "um"]
+TRAIN_TAILS = ["bach", "berg", "bourne", "burg", "bury", "by", "cester", "dale", "den", "don", "field", "ford", "gate", "ham", "haven", "heim", "holm", "hurst", "land", "ley", "lin", "loch", "mar", "mere", "mont", "more", "mouth", "nau", "ney", "nitz", "port", "quay", "ridge", "ros", "sand", "set", "shire", "ster", "stow", "tal", "ton", "vale", "ville", "wald", "wick", "worth", "zell"]
+TRAIN_BEFORE = ["North", "South", "East", "West", "New", "Old", "Upper", "Lower", "Saint", "Port", "Fort", "Great", "Little", "Mount", "Lake", "Castle"]
+TRAIN_AFTER = ["Springs", "Falls", "City", "Bay", "Hills", "Park", "Heights", "Beach", "Rapids", "Junction", "Point", "Harbour", "Grove", "Vale", "Cross", "Mills", "Bridge", "Wells"]
+TRAIN_LINKS = ["in", "on", "upon", "of", "le", "de", "sur", "under", "am", "di"]
+
+DEV_HEADS = ["Aal", "Bjor", "Dro", "Eske", "Fred", "Gis", "Hjel", "Horn", "Kal", "Kris", "Lil", "Nak", "Od", "Ring", "Sil", "Skan", "Sor", "Svend", "Tro", "Vej", "Vord", "Aars"]
+DEV_TAILS = ["bro", "borg", "by", "dal", "ense", "ev", "foss", "fjord", "gard", "havn", "ik", "ing", "lev", "lund", "nes", "rup", "skog", "sted", "strand", "sund", "tved", "vig"]
+TEST_HEADS = ["Ace", "Bra", "Civi", "Cre", "Fi", "Fossa", "Ga", "Gros", "La", "Livo", "Mate", "Mode", "Orvi", "Pado", "Pesa", "Ra", "Rieti", "So", "Tera", "Tri", "Ur", "Vare", "Ve"]
+TEST_TAILS = ["dello", "fara", "gnano", "lana", "lerno", "lucca", "miglia", "mona", "nara", "nezza", "nova", "pavia", "rento", "sano", "sesto", "taro", "vena", "zzola"]
+
+_FROM_TRAIN = re.compile(f"(?:{'|'.join(TRAIN_HEADS)})(?:{'|'.join(TRAIN_JOINTS)})?(?:{'|'.join(TRAIN_TAILS)})")
+_HELD_OUT = re.compile(
+    "|".join(
+        f"(?:{'|'.join(heads)})(?:{'|'.join(tails)}){{1,2}}"
+        for heads, tails in ((DEV_HEADS, DEV_TAILS), (TEST_HEADS, TEST_TAILS))
+    )
+)
+_CONSONANTS = ["b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "ch", "cr", "dr", "fl", "gr", "kl", "pr", "sh", "sk", "st", "th", "tr"]
+_VOWELS = ["a", "e", "i", "o", "u", "ai", "au", "ea", "ie", "oa", "ou"]
+
+
+def _syllables(rng: random.Random) -> str:
+    """Two to four syllables of no language: keeps training from learning the two fixed grammars by heart."""
+    count = rng.randint(2, 4)
+    text = "".join(rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(count))
+    return (text + (rng.choice("lmnrst") if rng.random() < 0.5 else "")).capitalize()
+
+
+def _train(rng: random.Random) -> str:
+    if rng.random() < 0.3:
+        base = _syllables(rng)
+    else:
+        joint = rng.choice(TRAIN_JOINTS) if rng.random() < 0.6 else ""
+        base = rng.choice(TRAIN_HEADS) + joint + rng.choice(TRAIN_TAILS)
+    kind = rng.random()
+    if kind < 0.15:
+        return f"{rng.choice(TRAIN_BEFORE)} {base}"
+    if kind < 0.30:
+        return f"{base} {rng.choice(TRAIN_AFTER)}"
+    if kind < 0.36:
+        return f"{base} {rng.choice(TRAIN_LINKS)} {_train(rng)}"
+    return base
+
+
+def trainable(name: str) -> bool:
+    """Whether the training side's syllables could spell a word of `name`."""
+    return any(_FROM_TRAIN.fullmatch(word) for word in name.split())
+
+
+def made_up(rng: random.Random, side: Side) -> str:
+    """A town name of `side`."""
+    if side == "train":
+        name = _train(rng)
+        return made_up(rng, side) if any(_HELD_OUT.fullmatch(word) for word in name.split()) else name
+    heads, tails = (DEV_HEADS, DEV_TAILS) if side == "dev" else (TEST_HEADS, TEST_TAILS)
+    middle = rng.choice(tails) if rng.random() < 0.3 else ""
+    name = rng.choice(heads) + middle + rng.choice(tails)
+    return made_up(rng, side) if trainable(name) else name

@@ -1,0 +1,88 @@
+"""What training documents are made of: shares of the families, and the groups that share retrieval heads (spread.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kvfoot.evaluate.tasks import (
+    chain,
+    copying,
+    jsonkv,
+    labels,
+    multiquery,
+    multivalue,
+    needles,
+    passkey,
+    path,
+    quote,
+    table,
+    variables,
+)
+
+FAMILIES: dict[str, Any] = {
+    "needles": needles,
+    "passkey": passkey,
+    "multivalue": multivalue,
+    "multiquery": multiquery,
+    "json": jsonkv,
+    "chain": chain,
+    "path": path,
+    "variables": variables,
+    "table": table,
+    "labels": labels,
+    "quote": quote,
+    "copying": copying,
+}
+GROUPS: tuple[tuple[str, ...], ...] = (
+    ("needles", "passkey", "multiquery", "labels"),
+    ("json", "copying"),
+    ("chain", "quote"),
+    ("path", "variables"),
+    ("table", "multivalue"),
+)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Shares of documents. All documents of a row come from one group, or are book text."""
+
+    name: str
+    book: float
+    shares: dict[str, float]
+
+    def mass(self, group: int) -> float:
+        return sum(self.shares.get(family, 0.0) for family in GROUPS[group])
+
+    def of_group(self, group: int) -> dict[str, float]:
+        """Shares within a row of `group`; they add up to 1."""
+        mass = self.mass(group)
+        shares = {name: self.shares[name] / mass * (1 - self.book) for name in GROUPS[group] if name in self.shares}
+        return {"book": self.book, **shares}
+
+
+START = Mix(
+    "start",
+    0.15,
+    {
+        "needles": 0.22, "passkey": 0.04, "multivalue": 0.05, "multiquery": 0.03, "json": 0.16, "copying": 0.05,
+        "chain": 0.10, "path": 0.08, "variables": 0.10, "table": 0.09, "labels": 0.04, "quote": 0.03,
+    },
+)  # fmt: skip
+MAIN = Mix(
+    "main",
+    0.22,
+    {
+        "needles": 0.12, "passkey": 0.02, "multivalue": 0.12, "multiquery": 0.04, "json": 0.12, "chain": 0.12,
+        "path": 0.12, "variables": 0.17, "table": 0.13, "labels": 0.02, "quote": 0.02,
+    },
+)  # fmt: skip
+TAIL = Mix(
+    "tail",
+    0.20,
+    {
+        "needles": 0.08, "passkey": 0.02, "multivalue": 0.14, "multiquery": 0.04, "json": 0.12, "chain": 0.13,
+        "path": 0.14, "variables": 0.16, "table": 0.15, "labels": 0.01, "quote": 0.01,
+    },
+)  # fmt: skip
+MIXES = {mix.name: mix for mix in (START, MAIN, TAIL)}

@@ -1,0 +1,113 @@
+"""The schedule: every choice a run makes is a function of the step, so that a run cut into pieces is the same run.
+
+A plan for N minutes is laid out with the speeds measured on one H100 (docs/recall.md). On another device it takes
+longer, or shorter, and is the same plan.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+
+from kvfoot.core.errors import UsageError, did_you_mean
+from kvfoot.train.recall.mix import MAIN, START, TAIL, Mix
+from kvfoot.train.recall.options import Recipe
+
+# training tokens a second by length, H100 80GB, bf16, compiled; all 24 heads full
+SPEED = {512: 1.75e6, 1024: 1.8e6, 2048: 1.8e6, 4096: 1.5e6, 8192: 1.2e6, 16384: 0.9e6}
+OVERHEAD = 90.0  # seconds of a run that do not train: tokenising, compilation, probes, evaluation
+
+
+@dataclass(frozen=True)
+class Phase:
+    """until: share of the time at which it ends. lengths: share of the batches. spread: share that is routed."""
+
+    until: float
+    lengths: dict[int, float]
+    mix: Mix
+    spread: float = 0.0
+
+
+PLANS: dict[str, tuple[Phase, ...]] = {
+    "recall": (
+        Phase(0.035, {512: 1.0}, START, 1.0),
+        Phase(0.22, {2048: 1.0}, MAIN, 1.0),
+        Phase(0.45, {8192: 0.75, 2048: 0.25}, MAIN, 0.8),
+        Phase(0.80, {16384: 0.7, 4096: 0.3}, MAIN, 0.5),
+        Phase(1.00, {16384: 0.6, 8192: 0.25, 4096: 0.15}, TAIL, 0.0),
+    ),
+    "explore": (
+        Phase(0.13, {512: 1.0}, START, 1.0),
+        Phase(0.60, {2048: 1.0}, MAIN, 1.0),
+        Phase(1.00, {8192: 0.7, 2048: 0.3}, MAIN, 0.5),
+    ),
+    "explore-free": (
+        Phase(0.13, {512: 1.0}, START),
+        Phase(0.60, {2048: 1.0}, MAIN),
+        Phase(1.00, {8192: 0.7, 2048: 0.3}, MAIN),
+    ),
+    "tiny": (
+        Phase(0.5, {256: 1.0}, START, 1.0),
+        Phase(1.0, {512: 0.5, 256: 0.5}, MAIN, 0.5),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step does. `scale` multiplies both learning rates; `routed` restricts heads by the rows' groups."""
+
+    phase: int
+    length: int
+    mix: Mix
+    routed: bool
+    scale: float
+
+
+class Plan:
+    """Steps of a run. `ends[i]` is the step at which phase i ends."""
+
+    def __init__(self, recipe: Recipe, decay_from: float = 0.4, floor: float = 0.02) -> None:
+        if recipe.plan not in PLANS:
+            raise UsageError(f"unknown plan {recipe.plan!r}{did_you_mean(recipe.plan, list(PLANS))}")
+        self.recipe, self.decay_from, self.floor = recipe, decay_from, floor
+        self.phases = PLANS[recipe.plan]
+        longest = max(length for phase in self.phases for length in phase.lengths)
+        if (recipe.batch // recipe.parts) % longest:
+            raise UsageError(f"batch / parts is {recipe.batch // recipe.parts}; it must be a multiple of {longest}")
+        self.seconds = max(recipe.minutes * 60 - OVERHEAD, recipe.minutes * 30)
+        starts = [0.0, *(phase.until for phase in self.phases)]
+        self.cost = [
+            sum(share * recipe.batch / SPEED.get(length, 1.5e6) for length, share in phase.lengths.items())
+            for phase in self.phases
+        ]
+        shares = [phase.until - start for phase, start in zip(self.phases, starts, strict=False)]
+        counts = [
+            max(1, round(share * self.seconds / cost)) for share, cost in zip(shares, self.cost, strict=True)
+        ]
+        self.ends = list(accumulate(counts))
+
+    @property
+    def steps(self) -> int:
+        return self.ends[-1]
+
+    def elapsed(self, step: int) -> float:
+        """Seconds of training before `step`, by the table of speeds."""
+        total, start = 0.0, 0
+        for end, cost in zip(self.ends, self.cost, strict=True):
+            total += (min(step, end) - start) * cost if step > start else 0.0
+            start = end
+        return total
+
+    def at(self, step: int) -> Step:
+        """The step, 0-based."""
+        phase = min(bisect_right(self.ends, step), len(self.phases) - 1)
+        here = self.phases[phase]
+        rng = random.Random(f"plan/{self.recipe.seed}/{step}")
+        length = rng.choices(list(here.lengths), list(here.lengths.values()))[0]
+        done = self.elapsed(step) / self.elapsed(self.steps)
+        decayed = 1.0 if done < self.decay_from else max(self.floor, (1 - done) / (1 - self.decay_from))
+        scale = min(1.0, (step + 1) / self.recipe.warm) * decayed
+        return Step(phase, length, here.mix, rng.random() < here.spread, scale)
