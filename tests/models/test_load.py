@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -269,20 +270,22 @@ def test_smollm2_speaks_and_ends_its_turn():
     inputs = tokenizer("The capital of France is", return_tensors="pt")
     out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     assert "Paris" in tokenizer.decode(out[0])
-    chat = [{"role": "user", "content": "Say hello."}]
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    out = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0]
-    assert out[-1] == 2  # it stops by itself
-    assert len(out) < inputs["input_ids"].shape[1] + 64
+    answer = model.generate(**inputs, max_new_tokens=24, do_sample=False)[0][inputs["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(answer)
+    assert answer[-1] == 2  # it stops by itself, before
+    assert len(answer) < 24
 
 
 @pytest.mark.smollm2
 def test_smollm2_loads_quickly_from_the_cache():
-    import time
-
     load.load("smollm2", device="cpu")  # imports and, the first time, the download
     said: list[str] = []
-    start = time.perf_counter()
-    load.load("smollm2", device="cpu", on_event=said.append)
-    assert time.perf_counter() - start < 1.5
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        load.load("smollm2", device="cpu", on_event=said.append)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1.5
     assert not said
