@@ -1,0 +1,149 @@
+"""Prefill and decode of kvfoot against transformers' own generate, interleaved in one process: ratios, not seconds.
+
+    python benchmarks/cpu.py --model smollm2 --context 4096 --out results/cpu.json
+
+Every variant runs once per round, in an order that rotates; figures are medians over rounds. "transformers" is the
+unmodified model with SDPA attention and DynamicCache, as `model.generate` runs it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from kvfoot import Engine, __version__
+from kvfoot.engine.account import device, packages
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "snapkv keep=0.25 post": {"method": "snapkv", "keep": "0.25"},
+    "snapkv keep=0.25 chunk": {"method": "snapkv", "keep": "0.25", "evict": "chunk"},
+    "h2o keep=0.25 post": {"method": "h2o", "keep": "0.25"},
+    "streaming keep=0.25 chunk": {"method": "streaming", "keep": "0.25", "evict": "chunk"},
+}
+
+
+@torch.inference_mode()
+def transformers_run(model: Any, tokens: list[int], steps: int) -> tuple[float, float]:
+    """Seconds of prefill and of a decode step: what `generate` does, timed in two parts."""
+    cache = DynamicCache(config=model.config)
+    began = time.perf_counter()
+    out = model(input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    token = out.logits[0, -1].argmax()
+    prefill = time.perf_counter() - began
+    each = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        out = model(input_ids=token.view(1, 1), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        token = out.logits[0, -1].argmax()
+        token.item()
+        each.append(time.perf_counter() - began)
+    return prefill, statistics.median(each)
+
+
+@torch.inference_mode()
+def generate_run(model: Any, tokens: list[int], steps: int) -> float:
+    """Seconds of `model.generate` as a whole, prompt and `steps` + 1 new tokens."""
+    began = time.perf_counter()
+    ids = torch.tensor([tokens])
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=steps + 1,
+        min_new_tokens=steps + 1,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return time.perf_counter() - began
+
+
+def kvfoot_run(engine: Engine, tokens: list[int], steps: int, options: dict[str, Any]) -> tuple[float, float, Any]:
+    """The same two figures for the engine, and the run's record."""
+    result = engine.generate([tokens], max_new_tokens=steps + 1, **options)[0]
+    timings = result.record.timings
+    assert timings.decode_ms_per_token is not None and len(result.tokens) == steps + 1, "the model stopped early"
+    return timings.prefill_s, timings.decode_ms_per_token / 1e3, result.record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--context", type=int, default=4096, help="prompt tokens")
+    parser.add_argument("--steps", type=int, default=24, help="decode steps")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", help="JSON record")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    from kvfoot.models.load import load
+
+    found = load(args.model, dtype=args.dtype, device="cpu")
+    plain = load(args.model, dtype=args.dtype, device="cpu").model
+    engine = Engine(found.model, found.tokenizer, name=args.model, revision=found.revision)
+    engine.model.generation_config.eos_token_id = None  # every variant decodes the same number of steps
+    engine.tokenizer = None
+    tokens = torch.randint(
+        10, engine.model.config.vocab_size, (args.context,), generator=torch.Generator().manual_seed(0)
+    )
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in ("transformers", *VARIANTS)}
+    whole: list[float] = []
+    records: dict[str, Any] = {}
+    for round_ in range(args.rounds + 1):  # the first round warms up
+        names = list(runs)
+        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+            if name == "transformers":
+                pair = transformers_run(plain, tokens.tolist(), args.steps)
+            else:
+                *pair, records[name] = kvfoot_run(engine, tokens.tolist(), args.steps, VARIANTS[name])
+            if round_:
+                runs[name].append(tuple(pair))
+        if round_:
+            whole.append(generate_run(plain, tokens.tolist(), args.steps))
+    medians = {name: [statistics.median(column) for column in zip(*pairs, strict=True)] for name, pairs in runs.items()}
+    base, full = medians["transformers"], medians["full"]
+    rows = {
+        name: {
+            "prefill_s": prefill,
+            "decode_ms": decode * 1e3,
+            "prefill / transformers": prefill / base[0],
+            "decode / transformers": decode / base[1],
+            "prefill / full": prefill / full[0],
+            "decode / full": decode / full[1],
+        }
+        for name, (prefill, decode) in medians.items()
+    }
+    whole_s = statistics.median(whole)
+    print(f"{'variant':<28}{'prefill s':>10}{'decode ms':>11}{'/ transformers':>16}{'':>9}{'/ full':>9}")
+    for name, row in rows.items():
+        print(
+            f"{name:<28}{row['prefill_s']:>10.3f}{row['decode_ms']:>11.2f}{row['prefill / transformers']:>10.2f} prefill"
+            f"{row['decode / transformers']:>6.2f} dec{row['prefill / full']:>6.2f} pre{row['decode / full']:>6.2f} dec"
+        )
+    parts = base[0] + args.steps * base[1]
+    print(f"transformers.generate as a whole: {whole_s:.3f} s; its parts as timed above: {parts:.3f} s")
+    if args.out:
+        record = {
+            "benchmark": "cpu",
+            "command": f"python benchmarks/cpu.py --model {args.model} --dtype {args.dtype} --context {args.context} "
+            f"--steps {args.steps} --rounds {args.rounds} --threads {args.threads}",
+            "rows": rows,
+            "generate_s": whole_s,
+            "runs": {name: asdict(r) for name, r in records.items()},
+            "packages": packages() | {"kvfoot": __version__},
+            "device": device(torch.device("cpu")) | {"cores": os.cpu_count(), "system": platform.platform()},
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        with open(args.out, "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
