@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kvfoot.cache.memory import reserve, trim
 from kvfoot.cache.pool import Pool, gather
 from kvfoot.core.budget import Cut
 from kvfoot.core.geometry import Geometry
@@ -93,6 +94,11 @@ class KVCache:
         growth = -(-after // size) - -(-rows.lens // size)
         copies = sum(self.pool.count_shared(ids) for layer in rows.pages for ids in layer) if rows.forked else 0
         return int(np.maximum(growth, 0).sum()) + copies
+
+    def settle(self) -> None:
+        """Keep no memory but the pool's: a prompt's scratch is as large as one of its layers."""
+        self._scratch.clear()
+        trim(self.pool.device)
 
     # Reading
 
@@ -267,7 +273,9 @@ class KVCache:
         width = plane.shape[1] * plane.shape[2]
         need = index.shape[0] * width
         if name not in self._scratch or self._scratch[name].numel() < need:
-            self._scratch[name] = torch.empty(need + need // 4, dtype=plane.dtype, device=plane.device)
+            self._scratch.pop(name, None)
+            size = (need + need // 4) * plane.element_size()
+            self._scratch[name] = reserve(size, plane.device).tensor()[:size].view(plane.dtype)
         return gather(plane, index, self._scratch[name][:need].view(index.shape[0], width))
 
     @staticmethod

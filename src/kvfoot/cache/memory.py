@@ -1,5 +1,6 @@
 """Address space for the arena: reserved once, resident only where used, given back range by range (decision 0001)."""
 
+import ctypes
 import mmap
 import sys
 
@@ -53,6 +54,14 @@ class DeviceSpace:
 
 def reserve(size: int, device: torch.device) -> HostSpace | DeviceSpace:
     return HostSpace(size) if device.type == "cpu" else DeviceSpace(size, device)
+
+
+def trim(device: torch.device) -> None:
+    """Give what the C allocator holds on to back to the system: freed temporaries of tens of MiB stay with glibc."""
+    if device.type == "cpu" and sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
 
 
 def available(device: torch.device) -> int:

@@ -25,7 +25,8 @@ class Pool:
     """An arena of `pages` pages of `page_size` entries; an entry has a key, a value and the planes' values.
 
     k, v: dtype [pages, page_size, head_dim]; planes[name]: [pages, page_size, width]. Lowest addresses go
-    first, in runs as long as there are, so that a row's pages tend to be neighbours. With `poison`, freed pages are filled with NaN.
+    first, in runs as long as there are, so that a row's pages tend to be neighbours. With `poison`, freed pages are
+    filled with NaN.
     """
 
     def __init__(

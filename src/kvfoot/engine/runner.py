@@ -78,6 +78,7 @@ class Runner:
         for part in sequence.passes:
             logits = self._pass(sequence, sequence.tokens[part.start : part.stop], part.cut)
             self.tell(Event("prefill", index, part.stop, sequence.prompt))
+        self.cache.settle()
         sequence.verify()
         sequence.held = sequence.rows.lens.copy()
         return logits
