@@ -1,0 +1,126 @@
+"""Laws 2, 3 and 11 on the same runs: what is evicted is masked, counted and chosen as the definitions say."""
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+import oracle
+import selections
+import tiny
+from kvfoot.core.registry import method as find_method
+from kvfoot.core.registry import methods
+from lawtable import NEW, PROMPT, cases, check_fits, label
+
+
+@pytest.mark.parametrize("name", methods())
+def test_every_registered_method_runs_under_the_laws(name: str) -> None:
+    check_fits(name)
+
+
+def half_even(x: Fraction) -> int:
+    """Nearest integer, ties to even, by its definition."""
+    low = x.numerator // x.denominator
+    rest = x - low
+    return low + (rest > Fraction(1, 2) or (rest == Fraction(1, 2) and low % 2 == 1))
+
+
+def counts(name: str, options: dict[str, Any], mode: dict[str, Any], stops: list[int], prompt: int) -> list[int]:
+    """Entries that a row holds after each pass, by decision D7."""
+    chosen = find_method(name, options)
+    held, result, begin = 0, [], 0
+    for stop in stops:
+        n = stop - begin
+        begin = stop
+        held += n
+        cuts = stop >= prompt or mode.get("evict") == "chunk"
+        if "budget" in mode:
+            held = min(held, mode["budget"]) if cuts else held
+        elif "keep" in mode:
+            ratio = Fraction(str(mode["keep"]))
+            if chosen.total:
+                held = min(held, half_even(ratio * prompt)) if cuts else held
+            elif stop <= prompt and mode["evict"] == "chunk":
+                held += half_even(ratio * n) - n
+            elif stop == prompt:
+                held = half_even(ratio * prompt)
+        result.append(held)
+    return result
+
+
+def check_run(name: str, options: dict[str, Any], mode: dict[str, Any], run: tiny.Run) -> None:
+    model, geometry = run.engine.model, run.engine.geometry
+    T = run.passes[-1].stop
+    mask = oracle.visibility(run.passes, geometry.layers, geometry.kv_heads, T)
+    logits, scores = oracle.forward(model, run.tokens[:T], mask)
+    # Law 2.
+    for state in run.passes:
+        gap = (state.logits.double() - logits[state.stop - 1]).abs().max().item()
+        assert gap <= 1e-4, f"{name}: after position {state.stop - 1} the logits differ by {gap:.2g} from masking"
+    # Law 3.
+    expected = counts(name, options, mode, [s.stop for s in run.passes], run.sequence.prompt)
+    protected = find_method(name, options)
+    sink, window = getattr(protected, "sink", 0), getattr(protected, "window", 0)
+    for state, count in zip(run.passes, expected, strict=True):
+        for row in (row for layer in state.kept for row in layer):
+            assert len(row) == count
+            assert set(range(min(sink, state.stop))) <= set(row), "a sink is gone"
+            assert set(range(max(0, state.stop - window), state.stop)) <= set(row), "the window is gone"
+    # Law 11.
+    if not methods()[name].budgeted:
+        return
+    for layer in range(geometry.layers):
+        for head in range(geometry.kv_heads):
+            group = scores[layer, head * geometry.group : (head + 1) * geometry.group]
+            stored: list[int] = []
+            mass: dict[int, list[float]] = {}
+            for state in run.passes:
+                new = list(range(state.start, state.stop))
+                scope = "all" if state.limit is None else state.limit.scope
+                limit = len(stored) + len(new) if state.limit is None else int(state.limit.counts[layer, head])
+                row = selections.Row(layer, head, group, stored, new, scope, limit, mass)
+                if name in selections.OBSERVE:
+                    selections.OBSERVE[name](row, options)
+                kept = state.kept[layer][head]
+                selections.check(name, options, row, kept)
+                stored = kept
+                mass = {k: v for k, v in mass.items() if k in set(kept)}
+
+
+@pytest.mark.parametrize("chunk", [7, 64, None])
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+@pytest.mark.parametrize(("name", "options", "mode"), cases(), ids=label)
+def test_llama(name: str, options: dict[str, Any], mode: dict[str, Any], page_size: int, chunk: int | None) -> None:
+    engine = tiny.Strict(tiny.llama(), page_size=page_size)
+    run = tiny.run(engine, tiny.tokens(PROMPT), name, options, chunk=chunk, new=NEW, **mode)
+    check_run(name, options, mode, run)
+
+
+@pytest.mark.parametrize("chunk", [7, 64, None])
+@pytest.mark.parametrize(("name", "options", "mode"), cases(), ids=label)
+def test_qwen2(name: str, options: dict[str, Any], mode: dict[str, Any], chunk: int | None) -> None:
+    engine = tiny.Strict(tiny.qwen2(), page_size=16, backend="naive")
+    run = tiny.run(engine, tiny.tokens(PROMPT, 1), name, options, chunk=chunk, new=NEW, **mode)
+    check_run(name, options, mode, run)
+
+
+@pytest.mark.parametrize(("name", "options", "mode"), cases(), ids=label)
+def test_tokens_fed_after_the_prompt(name: str, options: dict[str, Any], mode: dict[str, Any]) -> None:
+    """A question after the document: passes of several tokens over rows that may lie out of order."""
+    engine = tiny.Strict(tiny.llama(), page_size=4)
+    chosen = find_method(name, options)
+    from kvfoot.core.budget import Budget
+
+    plan = engine.plan(chosen, Budget.of(**mode), PROMPT, 16, 40)
+    runner = engine.runner([plan], 40)
+    first = tiny.run(engine, tiny.tokens(PROMPT), name, options, plan=plan, runner=runner, new=4)
+    prompt = first.sequence.prompt
+    log: dict[int, list[tiny.Snapshot]] = {}
+    with tiny.recorded(log, runner):
+        runner.feed(first.sequence, tiny.tokens(11, 3), 5)
+    # `feed` puts the tokens behind the last generated one, which has not been read.
+    passes = first.passes + log[id(first.sequence)]
+    read = first.tokens[: first.passes[-1].stop] + tiny.tokens(11, 3)
+    again = tiny.Run(engine, runner, first.sequence, passes)
+    again.sequence.tokens, again.sequence.prompt = read, prompt
+    check_run(name, options, mode, again)

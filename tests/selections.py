@@ -1,0 +1,138 @@
+"""What every evicting method keeps, as plain loops over attention logits: the other side of law 11.
+
+A `Row` is one (layer, KV head) after one pass. `priorities` gives every position in scope a number, infinite where the
+method protects it; the highest `limit` of them survive.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+
+@dataclass
+class Row:
+    """logits: [H, T, T], scaled, of the KV head's query heads; mass: position -> a sum per query head."""
+
+    layer: int
+    head: int
+    logits: Tensor
+    stored: list[int]
+    new: list[int]
+    scope: str
+    limit: int
+    mass: dict[int, list[float]] = field(default_factory=dict)
+
+    @property
+    def last(self) -> int:
+        return self.new[-1]
+
+    @property
+    def contested(self) -> list[int]:
+        return list(self.new) if self.scope == "new" else sorted(self.stored + self.new)
+
+    def attention(self, h: int, query: int, keys: list[int]) -> dict[int, float]:
+        """Softmax over those of `keys` that the query may see."""
+        seen = [k for k in keys if k <= query]
+        logits = [float(self.logits[h, query, k]) for k in seen]
+        top = max(logits)
+        weights = [math.exp(x - top) for x in logits]
+        return {k: w / sum(weights) for k, w in zip(seen, weights, strict=True)}
+
+    @property
+    def heads(self) -> int:
+        return int(self.logits.shape[0])
+
+
+def snapkv(row: Row, o: dict[str, Any]) -> dict[int, float]:
+    window, kernel, sink = o.get("window", 64), o.get("kernel", 5), o.get("sink", 0)
+    keys = row.contested
+    pooled: list[list[float]] = []
+    for h in range(row.heads):
+        votes = dict.fromkeys(keys, 0.0)
+        for query in row.new[-window:]:
+            for key, p in row.attention(h, query, keys).items():
+                votes[key] += p
+        prefix = [k for k in keys if k <= row.last - window]
+        smooth = []
+        for at in range(len(prefix)):
+            near = [
+                votes[prefix[j]] if 0 <= j < len(prefix) else 0.0 for j in range(at - kernel // 2, at + kernel // 2 + 1)
+            ]
+            smooth.append(sum(near) / kernel if o.get("pool", "avg") == "avg" else max(near))
+        pooled.append(smooth)
+    result: dict[int, float] = dict.fromkeys(keys, math.inf)
+    for at, key in enumerate(prefix):
+        each = [smooth[at] for smooth in pooled]
+        if key >= sink:
+            result[key] = sum(each) / len(each) if o.get("group", "mean") == "mean" else max(each)
+    return result
+
+
+def h2o_observe(row: Row, o: dict[str, Any]) -> None:
+    for query in row.new:
+        row.mass[query] = [0.0] * row.heads
+    for query in row.new:
+        for h in range(row.heads):
+            for key, p in row.attention(h, query, row.stored + row.new).items():
+                row.mass[key][h] += p
+
+
+def h2o(row: Row, o: dict[str, Any]) -> dict[int, float]:
+    recent = round(o.get("recent", 0.5) * row.limit)
+    join = (lambda x: sum(x) / len(x)) if o.get("group", "mean") == "mean" else max
+    return {k: math.inf if k > row.last - recent else join(row.mass[k]) for k in row.contested}
+
+
+def streaming(row: Row, o: dict[str, Any]) -> dict[int, float]:
+    return {k: math.inf if k < o.get("sink", 4) else float(k) for k in row.contested}
+
+
+def random(row: Row, o: dict[str, Any]) -> dict[int, float]:
+    result = {}
+    for k in row.contested:
+        x = ((o.get("seed", 0) * 1_000_003 + row.layer) * 65_537 + row.head) * 1_000_003 + k
+        x %= 2**32
+        for multiplier in (0x45D9F3B, 0x119DE1F3):
+            x = ((x ^ (x >> 16)) * multiplier) % 2**32
+        value = ((x ^ (x >> 16)) >> 8) / 2**24
+        result[k] = math.inf if k < o.get("sink", 0) or k > row.last - o.get("window", 64) else value
+    return result
+
+
+PRIORITIES: dict[str, Callable[[Row, dict[str, Any]], dict[int, float]]] = {
+    "h2o": h2o,
+    "random": random,
+    "snapkv": snapkv,
+    "streaming": streaming,
+}
+OBSERVE: dict[str, Callable[[Row, dict[str, Any]], None]] = {"h2o": h2o_observe}
+TIE = 1e-6
+
+
+def check(name: str, options: dict[str, Any], row: Row, kept: list[int]) -> None:
+    """`kept` [positions of the row] is what the loops select, up to scores that tie."""
+    if name not in PRIORITIES:
+        pytest.fail(f"law 11 has no plain-loop selection for the method {name!r}: write one in tests/selections.py")
+    where = f"{name}: layer {row.layer}, KV head {row.head}, after position {row.last}"
+    assert len(set(kept)) == len(kept), f"{where}: an entry is kept twice"
+    survivors = set(kept)
+    if row.scope == "new":
+        assert set(row.stored) <= survivors, f"{where}: an earlier survivor is gone"
+        survivors -= set(row.stored)
+    contested = row.contested
+    assert survivors <= set(contested), f"{where}: an entry came back or was never there"
+    if len(contested) <= row.limit:
+        assert survivors == set(contested), where
+        return
+    priority = PRIORITIES[name](row, options)
+    ranked = sorted(contested, key=lambda k: -priority[k])
+    expected = set(ranked[: row.limit])
+    if survivors != expected:
+        assert len(survivors) == len(expected), where
+        worst_kept = min(priority[k] for k in survivors)
+        best_lost = max(priority[k] for k in contested if k not in survivors)
+        assert best_lost - worst_kept <= TIE, f"{where}: keeps {sorted(survivors)}, loops say {sorted(expected)}"
