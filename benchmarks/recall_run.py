@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--skip-training", action="store_true")
     parser.add_argument("--evaluate", choices=("no", "dev", "test"), default="no")
     parser.add_argument("--answers", type=int, default=200)
+    parser.add_argument("--heads", type=int, default=24, help="contexts a task for the effect of each head")
     parser.add_argument("--longest", type=int, default=16384)
     parser.add_argument("--probe", type=float, default=60.0)
     parser.add_argument("--kill", type=float, default=90.0)
@@ -80,9 +81,9 @@ def main() -> None:
     for name in os.listdir(given.out):
         if report != given.out and not name.startswith(("state", "train")):
             (report / name).write_bytes((given.out / name).read_bytes())
-    if given.evaluate != "no" and finished:
+    if given.evaluate == "dev" or (given.evaluate == "test" and finished):
         found = evaluate_recall(
-            given.out, given.data, given.evaluate, answers=given.answers, longest=given.longest,
+            given.out, given.data, given.evaluate, answers=given.answers, longest=given.longest, heads_contexts=given.heads,
             device=given.device or "cuda", processes=given.workers, say=lambda text: print(text, flush=True),
         )  # fmt: skip
         found["versions"] = versions()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 import random
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -58,6 +60,8 @@ _shared: dict[str, Tokenizer] = {}
 
 def _encode(job: tuple[str, str, str]) -> tuple[str, Tokens]:
     name, text, source = job
+    if multiprocessing.parent_process() is not None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if source not in _shared:
         _shared[source] = Tokenizer.from_str(source)
     tokenizer = _shared[source]

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch.nn.attention import SDPBackend
 
 from kvfoot.core.errors import UsageError
 from kvfoot.evaluate.tasks.corpus import Corpus, read_corpus
@@ -19,7 +18,8 @@ from kvfoot.evaluate.tasks.registry import find_task
 from kvfoot.evaluate.tasks.split import Side
 from kvfoot.train.recall.books import encode_books
 from kvfoot.train.recall.checkpoint import load_model
-from kvfoot.train.recall.model import Net
+from kvfoot.train.recall.feed import one_thread
+from kvfoot.train.recall.model import GPU_BACKENDS, Net
 from kvfoot.train.recall.scores import Encoded, book_nats, encode_sample, head_effects, run, score
 
 # task: lengths in K, answers a context
@@ -84,7 +84,7 @@ def make_sets(
     if processes <= 1:
         return [material.make(job) for job in jobs]
     _material[:] = [material]
-    with multiprocessing.get_context("fork").Pool(processes) as pool:
+    with multiprocessing.get_context("fork").Pool(processes, one_thread) as pool:
         return pool.map(_make, jobs, chunksize=1)
 
 
@@ -95,13 +95,13 @@ def shipped(folder: Path, device: torch.device) -> Net:
     moved = {name: value.to(device) for name, value in parameters.items()}
     net = Net(shape, moved, torch.bfloat16 if cuda else torch.float32)
     if cuda:
-        net.backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+        net.backends = list(GPU_BACKENDS)
     return net
 
 
 def evaluate_recall(
     folder: Path, data: Path, side: Side, *, answers: int = 200, seed: int = 1, longest: int = 16384,
-    device: str = "cpu", processes: int = 1, heads_at: int = 4096, heads_contexts: int = 32,
+    device: str = "cpu", processes: int = 1, heads_at: int = 8192, heads_contexts: int = 24,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:  # fmt: skip
     """At least `answers` answers a cell. The record holds scores, intervals, book text and head effects."""

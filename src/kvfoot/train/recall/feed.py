@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
 import threading
 from typing import NamedTuple
@@ -14,6 +15,12 @@ from kvfoot.train.recall.plan import Plan
 from kvfoot.train.recall.writer import Row, Writer
 
 AHEAD = 12  # batches requested before they are needed
+
+
+def one_thread() -> None:
+    """For a forked process: torch and tokenizers must not wait for threads that only the parent has."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
 
 
 class Batch(NamedTuple):
@@ -42,7 +49,7 @@ def join(parts: list[list[Row]], pin: bool) -> Batch:
 
 
 def _work(writer: Writer, plan: Plan, asked: multiprocessing.Queue, made: multiprocessing.Queue) -> None:
-    torch.set_num_threads(1)
+    one_thread()
     while True:
         step, part = asked.get()
         made.put((step, part, write_part(writer, plan, step, part)))

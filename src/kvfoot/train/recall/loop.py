@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch.nn.attention import SDPBackend
 
 from kvfoot.core.errors import UsageError
 from kvfoot.evaluate.tasks.corpus import read_corpus
@@ -21,8 +20,8 @@ from kvfoot.evaluate.tasks.wording_train import TrainWording
 from kvfoot.train.recall.books import encode_books
 from kvfoot.train.recall.checkpoint import load_state, save_model, save_state
 from kvfoot.train.recall.evaluation import Material
-from kvfoot.train.recall.feed import Batch, Feed
-from kvfoot.train.recall.model import Net, Parameters, init_parameters
+from kvfoot.train.recall.feed import Batch, Feed, one_thread
+from kvfoot.train.recall.model import GPU_BACKENDS, Net, Parameters, init_parameters
 from kvfoot.train.recall.muon import Muon
 from kvfoot.train.recall.options import RecallOptions
 from kvfoot.train.recall.plan import Plan
@@ -84,12 +83,12 @@ class Probe:
 
     def __init__(self, options: RecallOptions, plan: Plan, tokenizer: Tokenizer) -> None:
         longest = max(length for phase in plan.phases for length in phase.lengths)
-        self.jobs = [(name, 4096, 16, 7) for name in PROBES if longest >= 4096]
+        self.jobs = [(name, 8192, 12, 7) for name in PROBES if longest >= 8192]
         self.jobs = [("keys4", 2048 if longest >= 2048 else 512, 16, 7), *self.jobs]
         if longest >= 16384:
             self.jobs += [(name, 16384, 8, 7) for name in ("keys16", "multivalue", "variables", "chain", "path", "table")]
         material = Material(read_corpus(options.data, "dev"), tokenizer)
-        self.pool = multiprocessing.get_context("fork").Pool(2) if options.workers else None
+        self.pool = multiprocessing.get_context("fork").Pool(2, one_thread) if options.workers else None
         self.made: Callable[[], list[list[Encoded]]] = lambda: [material.make(job) for job in self.jobs]
         if self.pool:
             self.made = self.pool.map_async(material.make, self.jobs, chunksize=1).get
@@ -116,7 +115,7 @@ class Trainer:
         self.net = Net(options.shape, self.parameters, dtype, compiled=cuda)
         self.plain = Net(options.shape, self.parameters, dtype)
         if cuda:
-            self.net.backends = self.plain.backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+            self.net.backends = self.plain.backends = list(GPU_BACKENDS)
         self.muon = Muon(self.parameters, recipe.muon_lr, recipe.adam_lr, recipe.decay)
         weights = [0.0, recipe.filler_weight, recipe.book_weight, recipe.answer_weight]
         self.weights = torch.tensor(weights, device=device)

@@ -16,9 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kvfoot.train.recall.mix import GROUPS
 from kvfoot.train.recall.options import ModelShape
-from kvfoot.train.recall.spread import BLOCK, SINKS, Router, block_mask, near_attention
+from kvfoot.train.recall.spread import BLOCK, Router, near_attention
 
 Parameters = dict[str, torch.Tensor]
+# in this order: cuDNN is the fastest on an H100 (131K tokens, 6 heads, forward + backward: 12.9 ms at 16K; flash 20.7)
+GPU_BACKENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 
 
 def init_parameters(shape: ModelShape, seed: int, qk_gain: float) -> Parameters:
@@ -106,7 +108,6 @@ class Net:
         self.router = Router(shape.layers, shape.kv_heads, len(GROUPS))
         self.router.to(parameters["model.norm.weight"].device, shape.group)
         self._angles: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        self._masks: dict[tuple[int, int], torch.Tensor] = {}
 
     def _rotation(self, rows: int, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         if (rows, length) not in self._angles:
@@ -120,20 +121,21 @@ class Net:
 
     def _full(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         k, v = (x.repeat_interleave(self.shape.group, 1) for x in (k, v))
-        with sdpa_kernel(self.backends):
+        return self._causal(q, k, v)
+
+    def _causal(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        with sdpa_kernel(self.backends, set_priority=True):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def _routed(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int, far: torch.Tensor) -> torch.Tensor:
         """Near attention for all heads; full attention where `far` [rows, layers, kv_heads] says so."""
-        rows, length, group = q.shape[0], q.shape[2], self.shape.group
-        if (rows, length) not in self._masks:
-            self._masks[rows, length] = block_mask(rows, length, group, q.dtype, q.device)
-        out = near_attention(q, k, v, self._masks[rows, length])
+        k_all, v_all = (x.repeat_interleave(self.shape.group, 1) for x in (k, v))
+        out = near_attention(self._causal, q, k_all, v_all, BLOCK // 2 if layer % 2 else 0)
         if not self.router.far[layer]:
             return out
         heads, queries = self.router.keys[layer], self.router.queries[layer]
         full = self._full(*(x.index_select(1, at) for x, at in ((q, queries), (k, heads), (v, heads))))
-        chosen = far[:, layer].index_select(1, heads).repeat_interleave(group, 1)[:, :, None, None]
+        chosen = far[:, layer].index_select(1, heads).repeat_interleave(self.shape.group, 1)[:, :, None, None]
         mixed = torch.where(chosen, full, out.index_select(1, queries))
         return out.index_copy(1, queries, mixed)
 
@@ -143,7 +145,7 @@ class Net:
     ) -> torch.Tensor:  # fmt: skip
         """far: a routed batch. ablate: (layer, KV head, mask [T, T]), one head turned into a streaming head."""
         q, k, v = (x.view(-1, length, x.shape[1], self.shape.head_dim).transpose(1, 2) for x in (q, k, v))
-        if far is not None and length % BLOCK == 0 and length >= SINKS + 2 * BLOCK:
+        if far is not None and length % BLOCK == 0 and length > BLOCK:
             out = self._routed(q, k, v, layer, far)
         else:
             out = self._full(q, k, v)

@@ -3,18 +3,20 @@
 Left alone, training puts all retrieval into one KV head (docs/recall.md), and any method that spares it loses nothing.
 Restricting a random head does not help: it teaches a spare copy, and then no single head matters. So labour is divided:
 in a routed batch a row sees far only through its group's heads (one early, one middle, one late); every other head
-reads sinks and a block window. The finished model is ordinary full attention; the last phase trains it so.
+reads its own block of tokens. The finished model is ordinary full attention; the last phase trains it so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Head = tuple[int, int]  # (layer, KV head)
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
-SINKS, BLOCK = 64, 128
+BLOCK = 256
 # a group's heads: early, middle, late; for 8 layers of 3 KV heads
 ROUTES: tuple[tuple[Head, ...], ...] = (
     ((2, 0), (4, 0), (6, 1)),
@@ -59,36 +61,25 @@ class Router:
         return self.table[group.to(self.table.device, non_blocking=True)]
 
 
-def block_mask(rows: int, length: int, group: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[rows * blocks, 1, group * BLOCK, SINKS + 2 * BLOCK] additive: own block causally, the one before, the sinks."""
-    blocks = length // BLOCK
-    i = torch.arange(BLOCK, device=device)
-    own = (i[None, :] <= i[:, None]).expand(blocks, BLOCK, BLOCK)
-    index = torch.arange(blocks, device=device)[:, None, None]
-    before = (index >= 1).expand(blocks, BLOCK, BLOCK)
-    sinks = (index >= 2).expand(blocks, BLOCK, SINKS)
-    seen = torch.cat([sinks, before, own], -1).repeat(rows, group, 1)[:, None]
-    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+def near_attention(attend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offset: int) -> torch.Tensor:
+    """Causal attention within blocks of `BLOCK` tokens; all [rows, heads, T, D], T in whole blocks.
 
-
-def near_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Attention to sinks and a block window. q [B, heads, T, D], k and v [B, kv_heads, T, D]; T in whole blocks.
-
-    The query heads of a KV head are laid one after the other, so keys are never repeated. mask: `block_mask`.
+    offset: where the second block begins, 0 <= offset < BLOCK; odd layers use half a block, so that what one layer cuts
+    the next one joins. attend: causal attention over [n, heads, t, D]. No mask: it costs as little as a short batch.
     """
-    batch, heads, length, dim = q.shape
-    kv_heads = k.shape[1]
-    group, blocks = heads // kv_heads, length // BLOCK
-    q = q.reshape(batch, kv_heads, group, blocks, BLOCK, dim).permute(0, 3, 1, 2, 4, 5)
-    q = q.reshape(batch * blocks, kv_heads, group * BLOCK, dim)
+    if not offset:
+        return _blocks(attend, q, k, v)
+    first = attend(*(x[:, :, :offset].contiguous() for x in (q, k, v)))
+    # padding at the end is in the future of everything that is kept
+    rest = _blocks(attend, *(F.pad(x[:, :, offset:], (0, 0, 0, offset)) for x in (q, k, v)))
+    return torch.cat([first, rest[:, :, : q.shape[2] - offset]], 2)
 
-    def near(x: torch.Tensor) -> torch.Tensor:
-        own = x.reshape(batch, kv_heads, blocks, BLOCK, dim)
-        before = own.roll(1, 2)  # the first block's is masked
-        sinks = x[:, :, None, :SINKS].expand(batch, kv_heads, blocks, SINKS, dim)
-        return torch.cat([sinks, before, own], 3).transpose(1, 2).reshape(batch * blocks, kv_heads, -1, dim)
 
-    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-        out = F.scaled_dot_product_attention(q, near(k), near(v), attn_mask=mask.expand(-1, kv_heads, -1, -1))
-    out = out.reshape(batch, blocks, kv_heads, group, BLOCK, dim).permute(0, 2, 3, 1, 4, 5)
-    return out.reshape(batch, heads, length, dim)
+def _blocks(attend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    rows, heads, length, dim = q.shape
+
+    def cut(x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(rows, heads, length // BLOCK, BLOCK, dim).transpose(1, 2).reshape(-1, heads, BLOCK, dim)
+
+    out = attend(cut(q), cut(k), cut(v)).reshape(rows, length // BLOCK, heads, BLOCK, dim)
+    return out.transpose(1, 2).reshape(rows, heads, length, dim)
