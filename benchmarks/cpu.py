@@ -7,6 +7,7 @@ unmodified model with SDPA attention and DynamicCache, as `model.generate` runs 
 """
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from kvfoot import Engine, __version__
 from kvfoot.engine.account import device, packages
@@ -28,6 +29,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "h2o keep=0.25 post": {"method": "h2o", "keep": "0.25"},
     "streaming keep=0.25 chunk": {"method": "streaming", "keep": "0.25", "evict": "chunk"},
 }
+
+SHAPES = {
+    "smollm2": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+        "tie_word_embeddings": True,
+    }
+}
+
+
+def model_of(name: str, dtype: str) -> Any:
+    """A model to load, or `shape:smollm2`: the same sizes with random weights, which nothing has to be fetched for."""
+    from kvfoot.models.load import load
+
+    if not name.startswith("shape:"):
+        return load(name, dtype=dtype, device="cpu").model
+    config = LlamaConfig(**SHAPES[name.removeprefix("shape:")])
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).to(getattr(torch, "bfloat16" if dtype == "auto" else dtype)).eval()
 
 
 @torch.inference_mode()
@@ -68,7 +94,8 @@ def kvfoot_run(engine: Engine, tokens: list[int], steps: int, options: dict[str,
     """The same two figures for the engine, and the run's record."""
     result = engine.generate([tokens], max_new_tokens=steps + 1, **options)[0]
     timings = result.record.timings
-    assert timings.decode_ms_per_token is not None and len(result.tokens) == steps + 1, "the model stopped early"
+    assert len(result.tokens) == steps + 1, "the model stopped early"
+    assert timings.decode_ms_per_token is not None
     return timings.prefill_s, timings.decode_ms_per_token / 1e3, result.record
 
 

@@ -192,35 +192,35 @@ class KVCache:
         heads: tuple[int, ...],
         k: Tensor,
         v: Tensor,
-        n: int,
-        values: Values,
+        new: Values,
+        old: Values,
         cut: Cut | None = None,
         keep: Keep | None = None,
     ) -> None:
         """Store a pass's n entries and drop what `keep` does not name.
 
-        k, v: [R, b + n, head_dim], the b stored entries in slot order and then the new ones; values: [R, b + n, width].
-        keep None: everything stays; its indices count from b where the cut's scope is "new".
+        k, v: [R, b + n, head_dim], the b stored entries in slot order and then the new ones. new: every plane's values
+        of the n new entries; old: planes to rewrite for the b stored ones, with their positions where `keep` chooses
+        among all. keep None: everything stays; its indices count from b where the cut's scope is "new".
         """
-        b = k.shape[1] - n
-        new_k, new_v = k[:, b:], v[:, b:]
-        new = {name: value[:, b:] for name, value in values.items()}
-        old = {name: value[:, :b] for name, value in values.items() if name != POSITION.name}
+        b = int(rows.lens[layer, heads[0]])
+        new_k, new_v, n = k[:, b:], v[:, b:], k.shape[1] - b
+        changed = {name: value for name, value in old.items() if name != POSITION.name}
         if keep is None or (cut is not None and cut.scope == "new"):
             if keep is not None:
                 pick = _picker(_kept(keep, n))
                 new_k, new_v, new = pick(new_k), pick(new_v), {name: pick(value) for name, value in new.items()}
             self.append(rows, layer, heads, new_k, new_v, new)
-            self.update(rows, layer, heads, old)
+            self.update(rows, layer, heads, changed)
         elif keep.lost is not None and n == 1:
             self.overwrite(rows, layer, heads, keep.lost, new_k, new_v, new)
-            lost = keep.lost.clamp(max=b - 1)[:, None, None]
-            gone = (keep.lost >= b)[:, None, None]
-            for name, value in old.items():
-                where = lost.expand(-1, 1, value.shape[2])
-                old[name] = value.scatter(1, where, torch.where(gone, value.gather(1, where), new[name]))
-            self.update(rows, layer, heads, old)
+            for name, value in changed.items():
+                where = keep.lost.clamp(max=b - 1)[:, None, None].expand(-1, 1, value.shape[2])
+                stay = (keep.lost >= b)[:, None, None]
+                changed[name] = value.scatter(1, where, torch.where(stay, value.gather(1, where), new[name]))
+            self.update(rows, layer, heads, changed)
         else:
+            values = {name: torch.cat([old[name], value], 1) for name, value in new.items()}
             self.rebuild(rows, layer, heads, _kept(keep, b + n), k, v, values)
 
     # Inside
@@ -241,6 +241,8 @@ class KVCache:
 
     def _own(self, rows: Rows, layer: int, heads: tuple[int, ...], which: Sequence[int]) -> None:
         """Copy on write: the row's pages `which` become its own."""
+        if not rows.forked:
+            return
         for head in heads:
             ids = rows.pages[layer][head]
             for i in which:

@@ -111,43 +111,66 @@ class Step:
         else:
             keys, values = k, v
         state = self.backend.attend(q, keys, values, scale, True)
+        new: dict[str, Tensor] = {}
+        old: dict[str, Tensor] = {}
         keep: Keep | None = None
-        planes: dict[str, Tensor] = {}
         if sequence.plan.planes:
-            keep, planes = self._ask(span, layer, heads, b, q, keys, state.lse, scale)
-        cache.commit(sequence.rows, layer, heads, keys, values, n, planes, span.cut, keep)
+            seen = self._seen(span, layer, heads, b)
+            if span.cut is not None or len(sequence.plan.planes) > 1:
+                old, keep = self._ask(span, seen, heads, b, q, keys, state.lse, scale)
+            new = {name: value[:, -n:] for name, value in seen.planes.items()}
+        cache.commit(sequence.rows, layer, heads, keys, values, new, old, span.cut, keep)
         return state.out
 
-    def _ask(
-        self, span: Span, layer: int, heads: tuple[int, ...], b: int, q: Tensor, keys: Tensor, lse: Tensor, scale: float
-    ) -> tuple[Keep | None, dict[str, Tensor]]:
-        """What the method wants kept, and the planes [R, b + n, width] after it has seen the pass."""
-        cache, sequence, n = self.cache, span.sequence, span.n
-        method, device = sequence.method, q.device
-        start = sequence.rows.seen
-        new = torch.arange(start, start + n, device=device).expand(len(heads), n)
-        positions = torch.cat([cache.positions(sequence.rows, layer, heads), new], 1) if b else new
+    def _seen(self, span: Span, layer: int, heads: tuple[int, ...], b: int) -> Seen:
+        """The pass as a method sees it, of its own entries alone so far."""
+        start, n, device = span.sequence.rows.seen, span.n, self.cache.pool.device
+        positions = torch.arange(start, start + n, device=device).expand(len(heads), n)
         planes = {POSITION.name: positions[..., None]}
+        return Seen(layer, torch.tensor(heads, device=device), positions, start, n, b + n, planes=planes)
+
+    def _ask(
+        self,
+        span: Span,
+        seen: Seen,
+        heads: tuple[int, ...],
+        b: int,
+        q: Tensor,
+        keys: Tensor,
+        lse: Tensor,
+        scale: float,
+    ) -> tuple[dict[str, Tensor], Keep | None]:
+        """The planes [R, b, width] of the stored entries after the pass, and what the method wants kept."""
+        cache, sequence, n = self.cache, span.sequence, span.n
+        method, rows = sequence.method, sequence.rows
+        if b:
+            seen.positions = torch.cat([cache.positions(rows, seen.layer, heads), seen.positions], 1)
+            seen.planes[POSITION.name] = seen.positions[..., None]
         for plane in sequence.plan.planes[1:]:
-            old = cache.plane(sequence.rows, layer, heads, plane.name)
-            planes[plane.name] = torch.cat([old, old.new_zeros(len(heads), n, plane.width)], 1)
-        scope = b if span.cut is not None and span.cut.scope == "new" else 0
-        limit = b + n if span.cut is None else int(span.cut.counts[layer, heads[0]])
-        seen = Seen(
-            layer, torch.tensor(heads, device=device), positions, start, n, min(limit, b + n - scope), planes=planes
-        )
+            stored = cache.plane(rows, seen.layer, heads, plane.name)
+            seen.planes[plane.name] = torch.cat([stored, stored.new_zeros(len(heads), n, plane.width)], 1)
         if Needs.COLUMN_SCORES in method.needs:
             seen.scores = self.backend.column_scores(q, keys, lse, scale)
-        planes |= method.observe(seen)
+        seen.planes |= method.observe(seen)
+        old = {name: value[:, :b] for name, value in seen.planes.items()}
+        scope = b if span.cut is not None and span.cut.scope == "new" else 0
+        limit = b + n if span.cut is None else int(span.cut.counts[seen.layer, heads[0]])
         if limit >= b + n - scope:
-            return None, planes
+            return old, None
         if Needs.WINDOW_SCORES in method.needs:
             w = min(n, method.observers)
             seen.scores = self.backend.window_scores(q[:, :, n - w :], keys[:, scope:], scale)
-        if scope:
-            seen.positions = positions[:, scope:]
-            seen.planes = {name: value[:, scope:] for name, value in planes.items()}
-        return method.keep(seen), planes
+        chosen = Seen(
+            seen.layer,
+            seen.heads,
+            seen.positions[:, scope:],
+            seen.start,
+            n,
+            limit,
+            seen.scores,
+            {name: value[:, scope:] for name, value in seen.planes.items()},
+        )
+        return old, method.keep(chosen)
 
     def _blame(self) -> str:
         bad = [i for i, check in enumerate(self.checks) if not bool(torch.isfinite(check))]
