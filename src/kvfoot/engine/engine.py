@@ -17,7 +17,7 @@ from kvfoot.core.hooks import Method, Plan
 from kvfoot.core.registry import method as find_method
 from kvfoot.engine.account import record
 from kvfoot.engine.clock import Clock
-from kvfoot.engine.prompts import encode, uses_chat
+from kvfoot.engine.prompts import check_length, encode, text, uses_chat
 from kvfoot.engine.result import Interrupted, Result
 from kvfoot.engine.runner import Listener, Runner, peak_pages
 from kvfoot.engine.sampler import Sampling
@@ -118,7 +118,7 @@ class Engine:
         except KeyboardInterrupt:
             interrupted = True
         whole = record(runner, sequences, clock, config, self.revision, seed, interrupted)
-        results = [Result(self.text(s.generated), s.generated, whole) for s in sequences]
+        results = [Result(text(self.tokenizer, s.generated), s.generated, whole) for s in sequences]
         for sequence in sequences:
             runner.cache.release(sequence.rows)
         if interrupted:
@@ -148,24 +148,21 @@ class Engine:
         plan = self.plan(chosen, limits, len(tokens), chunk, 0)
         chat = uses_chat(self.tokenizer, chat)
         config = self.config(chosen, limits, chunk, 0, Sampling()) | {"chat": chat}
-        return Session(self, self.runner([plan] * 2, room, listener), document, tokens, chosen, plan, config, chat)
+        return Session(
+            self.runner([plan] * 2, room, listener),
+            self.tokenizer,
+            document,
+            tokens,
+            chosen,
+            plan,
+            config,
+            self.revision,
+        )
 
     def plan(self, method: Method, budget: Budget, prompt: int, chunk: int | None, new: int) -> Plan:
         """The method's plan for a prompt of `prompt` tokens. Raises UsageError where it does not fit the model."""
-        self.check_length(prompt, new)
+        check_length(self.geometry.positions, prompt, new)
         return method.prepare(self.geometry, prompt, chunk, budget)
-
-    def check_length(self, prompt: int, new: int) -> None:
-        """Raises UsageError where prompt and new tokens do not fit the model's positions, or there is no prompt."""
-        if prompt == 0:
-            raise UsageError("the prompt is empty")
-        if new < 0:
-            raise UsageError(f"max_new_tokens={new} is negative")
-        if prompt + new > self.geometry.positions:
-            raise UsageError(
-                f"{prompt} prompt tokens + {new} new ones exceed the model's {self.geometry.positions} positions: "
-                "shorten the prompt or lower max_new_tokens"
-            )
 
     def runner(self, plans: list[Plan], later: int, listener: Listener | None = None) -> Runner:
         """A pool for these plans and `later` more tokens each, and what runs on it."""
@@ -242,7 +239,3 @@ class Engine:
         if ids is None and self.tokenizer is not None:
             ids = self.tokenizer.eos_token_id
         return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
-
-    def text(self, tokens: list[int]) -> str:
-        """Tokens as text, special ones left out; empty without a tokenizer."""
-        return self.tokenizer.decode(tokens, skip_special_tokens=True) if self.tokenizer is not None else ""

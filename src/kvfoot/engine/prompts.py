@@ -41,17 +41,35 @@ def encode(
             return Prompt(head, tokenizer(JOINT + question, add_special_tokens=False)["input_ids"])
         return Prompt(tokenizer(content)["input_ids"], [])
     turn = [{"role": "user", "content": content}]
-    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    rendered = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     ids = lambda part: tokenizer(part, add_special_tokens=False)["input_ids"] if part else []  # noqa: E731
     if not after:
-        return Prompt(ids(text), [])
+        return Prompt(ids(rendered), [])
     core = document.strip()
-    at = text.find(core)
+    at = rendered.find(core)
     if at < 0:
         raise UsageError(
             "the chat template rewrites the prompt: a question after it cannot be split off (use --no-chat)"
         )
-    return Prompt(ids(text[: at + len(core)]), ids(text[at + len(core) :]))
+    return Prompt(ids(rendered[: at + len(core)]), ids(rendered[at + len(core) :]))
+
+
+def check_length(positions: int, prompt: int, new: int) -> None:
+    """Raises UsageError where prompt and new tokens exceed the model's positions, or there is no prompt."""
+    if prompt == 0:
+        raise UsageError("the prompt is empty")
+    if new < 0:
+        raise UsageError(f"max_new_tokens={new} is negative")
+    if prompt + new > positions:
+        raise UsageError(
+            f"{prompt} prompt tokens + {new} new ones exceed the model's {positions} positions: shorten the prompt or "
+            "lower max_new_tokens"
+        )
+
+
+def text(tokenizer: Any, tokens: list[int]) -> str:
+    """Tokens as text, special ones left out; empty without a tokenizer."""
+    return tokenizer.decode(tokens, skip_special_tokens=True) if tokenizer is not None else ""
 
 
 class Detokenizer:

@@ -1,40 +1,44 @@
 """One document read once; many questions on what was kept of it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kvfoot.core.errors import UsageError
 from kvfoot.core.hooks import Method, Plan
 from kvfoot.engine.account import record
 from kvfoot.engine.clock import Clock
-from kvfoot.engine.prompts import encode
+from kvfoot.engine.prompts import check_length, encode, text
 from kvfoot.engine.result import Interrupted, Result
 from kvfoot.engine.runner import Runner
 from kvfoot.engine.sampler import Sampling
 
-if TYPE_CHECKING:
-    from kvfoot.engine.engine import Engine
-
 
 class Session:
-    """A kept cache to ask about. Every question starts from the same entries: pages are shared until written to."""
+    """A kept cache to ask about. Every question starts from the same entries: pages are shared until written to.
+
+    Interrupted, raised while the document is read, has a record without an answer.
+    """
 
     def __init__(
         self,
-        engine: "Engine",
         runner: Runner,
+        tokenizer: Any,
         document: str,
         tokens: list[int],
         method: Method,
         plan: Plan,
         config: dict[str, Any],
-        chat: bool,
+        revision: str,
     ):
-        self.engine, self.runner, self.document, self.method, self.plan = engine, runner, document, method, plan
-        self.config, self.chat = config, chat
-        self.asked = 0
+        """config: what the record says of how the document was read, its `chat` and `chunk` among it."""
+        self.runner, self.tokenizer, self.document = runner, tokenizer, document
+        self.config, self.revision = config, revision
         self.clock = Clock()
         self.base = runner.open(tokens, method, plan, Sampling(), 0)
-        runner.prefill(self.base)
+        try:
+            runner.prefill(self.base)
+        except KeyboardInterrupt:
+            whole = record(runner, [self.base], self.clock, config, revision, 0, interrupted=True)
+            raise Interrupted([Result("", [], whole)]) from None
         self.clock.filled(runner.cache.pool.held_bytes)
 
     @property
@@ -53,18 +57,17 @@ class Session:
     ) -> Result:
         """The answer to one question about the document; the kept cache stays as it was.
 
-        Its cost is the question's and the answer's tokens: `record.timings.ttft_s` counts them not the document;
+        Its cost is the question's and the answer's tokens: `record.timings.ttft_s` counts them, not the document;
         `prefill_s` is the document's. Raises UsageError, PoolExhausted, NotFinite; Interrupted has the partial result.
         """
         sampling = Sampling(temperature, top_p, seed)
-        after = encode(self.engine.tokenizer, self.document, question, after=True, chat=self.chat).after
         if not question.strip():
             raise UsageError("the question is empty")
-        self.engine.check_length(self.base.prompt + len(after), max_new_tokens)
+        after = encode(self.tokenizer, self.document, question, after=True, chat=self.config["chat"]).after
         runner = self.runner
+        check_length(runner.cache.geometry.positions, self.base.prompt + len(after), max_new_tokens)
         sequence = runner.fork(self.base, sampling, 0)
         clock = Clock(prefill=self.prefill_s, held=self.clock.held)
-        self.asked += 1
         interrupted = False
         try:
             logits = runner.feed(sequence, after, self.config["chunk"])
@@ -79,8 +82,8 @@ class Session:
             "temperature": temperature,
             "top_p": top_p,
         }
-        whole = record(runner, [sequence], clock, config, self.engine.revision, seed, interrupted)
-        result = Result(self.engine.text(sequence.generated), sequence.generated, whole)
+        whole = record(runner, [sequence], clock, config, self.revision, seed, interrupted)
+        result = Result(text(self.tokenizer, sequence.generated), sequence.generated, whole)
         if interrupted:
             raise Interrupted([result])
         return result
