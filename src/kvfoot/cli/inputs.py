@@ -1,0 +1,78 @@
+"""What the command line is given, read and checked before a model is loaded."""
+
+import re
+import sys
+from pathlib import Path
+
+from kvfoot.core.errors import UsageError
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def prompt_text(name: str) -> str:
+    """The text of a file, or of the standard input for '-'. Raises UsageError unless it is UTF-8 and not empty."""
+    where = "standard input" if name == "-" else name
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{where}: {error.strerror}: give a text file, or - for the standard input") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        shift = 3 if data.startswith(b"\xef\xbb\xbf") else 0
+        offset = error.start + shift
+        raise UsageError(
+            f"{where}: not UTF-8: byte 0x{data[offset]:02x} at offset {offset}: convert it first, for example with "
+            "iconv -f ISO-8859-1 -t UTF-8"
+        ) from None
+    if not text.strip():
+        raise UsageError(f"{where}: the prompt is empty")
+    return text
+
+
+def settings(pairs: list[str]) -> dict[str, str]:
+    """`key=value` pairs. Raises UsageError for anything else, and for a key given twice."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UsageError(f"--set {pair}: write key=value, such as --set window=32")
+        if key in found:
+            raise UsageError(f"--set {key} is given twice: {found[key]} and {value.strip()}")
+        found[key] = value.strip()
+    return found
+
+
+def byte_count(text: str | None) -> int | None:
+    """2147483648, 2GiB or 512MB as bytes. Raises UsageError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[kmg]i?)b?", text.strip().lower())
+    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
+    if size < 1:
+        raise UsageError(f"--kv-memory {text}: write bytes, or a size such as 512MiB or 2GiB")
+    return size
+
+
+def chunk_size(text: str) -> int | None:
+    """Tokens per pass; None for 'all', the whole prompt in one pass. Raises UsageError."""
+    if text == "all":
+        return None
+    try:
+        size = int(text)
+    except ValueError:
+        raise UsageError(f"--chunk {text}: give a number of tokens, or all") from None
+    if size < 1:
+        raise UsageError(f"chunk={size}: give at least 1 token per chunk")
+    return size
+
+
+def record_path(path: Path | None) -> None:
+    """Refuse, before the run, a place where no record can be written. Raises UsageError."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise UsageError(f"--record {path}: there is no folder {path.parent}: make it first")
+    if path.is_dir():
+        raise UsageError(f"--record {path} is a folder: give the name of a file in it")
