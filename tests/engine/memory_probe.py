@@ -32,6 +32,7 @@ PROMPT, CHUNK = 16384, 512
 class Thin:
     name = "thin"
     window_scores = staticmethod(sdpa.window_scores)
+    column_scores = staticmethod(sdpa.column_scores)
 
     @staticmethod
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, causal: bool) -> State:
@@ -48,7 +49,7 @@ def status(key: str) -> int:
 
 
 def main(method: str, keep: str, evict: str, backend: str) -> None:
-    model = tiny.make("llama", layers=8, kv_heads=16, group=1, head_dim=64, hidden=64, positions=1 << 15)
+    model = tiny.make("llama", layers=16, kv_heads=8, group=1, head_dim=64, hidden=64, positions=1 << 15)
     engine = Engine(model, backend=Thin() if backend == "thin" else backend)  # type: ignore[arg-type]
     chosen = find_method(method)
     budget = Budget.of(None if keep == "-" else keep, None, evict)

@@ -1,0 +1,119 @@
+"""`full` is the unmodified model: logits and greedy tokens of transformers, whatever the chunks."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from kvfoot.engine.engine import Engine
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {"layers": 3, "kv_heads": 2, "group": 3, "positions": 1024},
+    "qwen2": {"layers": 3, "kv_heads": 3, "group": 2, "head_dim": 16, "hidden": 96, "positions": 1024, "seed": 1},
+}
+
+
+@cache
+def pair(kind: str) -> tuple[Any, Any]:
+    """The same model twice: one for the engine, one left alone, on transformers' own eager attention."""
+    reference = tiny.make(kind, **SHAPES[kind])
+    reference.set_attn_implementation("eager")
+    return tiny.make(kind, **SHAPES[kind]), reference
+
+
+@torch.inference_mode()
+def reference_logits(model: Any, tokens: list[int]) -> torch.Tensor:
+    return model(torch.tensor([tokens])).logits[0]
+
+
+@torch.inference_mode()
+def reference_tokens(model: Any, prompt: list[int], new: int) -> list[int]:
+    ids = torch.tensor([prompt])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0)
+    return out[0, len(prompt) :].tolist()
+
+
+def gap(run: tiny.Run, reference: Any) -> float:
+    """Largest difference of logits over the ends of all passes."""
+    expected = reference_logits(reference, run.tokens)
+    return max((s.logits - expected[s.stop - 1]).abs().max().item() for s in run.passes)
+
+
+@pytest.mark.parametrize("backend", ["naive", "sdpa"])
+@pytest.mark.parametrize(("chunk", "length"), [(None, 130), (7, 130), (512, 700)])
+@pytest.mark.parametrize("kind", list(SHAPES))
+def test_full_equals_transformers(kind: str, chunk: int | None, length: int, backend: str) -> None:
+    model, reference = pair(kind)
+    engine = tiny.Strict(model, backend=backend)
+    prompt = tiny.tokens(length)
+    run = tiny.run(engine, prompt, chunk=chunk, new=16)
+    assert gap(run, reference) < 1e-4
+    assert run.generated == reference_tokens(reference, prompt, 16)
+
+
+@pytest.mark.parametrize("kind", list(SHAPES))
+def test_attention_of_the_test_models_is_peaked(kind: str) -> None:
+    """On flat attention `random` would pass for a good method, and a wrong mask would go unseen."""
+    import oracle
+
+    _, scores = oracle.forward(pair(kind)[1], tiny.tokens(130))
+    last = scores[:, :, -1].softmax(-1)
+    assert last.amax(-1).mean() > 0.15
+    assert 20 * last.median(-1).values.mean() < last.amax(-1).mean()
+
+
+@pytest.mark.parametrize("kind", list(SHAPES))
+def test_a_batch_in_one_call_equals_transformers(kind: str) -> None:
+    model, reference = pair(kind)
+    engine = tiny.Strict(model)
+    prompts = [tiny.tokens(n, n) for n in (5, 64, 33, 100)]
+    results = engine.generate(prompts, chunk=16, max_new_tokens=8)
+    assert [r.tokens for r in results] == [reference_tokens(reference, p, 8) for p in prompts]
+
+
+def test_the_engine_leaves_the_model_as_it_was() -> None:
+    model = tiny.make("llama")
+    ids = torch.tensor([tiny.tokens(20)])
+    with torch.inference_mode():
+        before = model(ids).logits
+        name = model.config._attn_implementation
+        engine = Engine(model)
+        attached = model(ids).logits
+        engine.close()
+        after = model(ids).logits
+    assert model.config._attn_implementation == name
+    assert torch.equal(before, attached), "plain calls are to go to the implementation that the model had"
+    assert torch.equal(before, after)
+
+
+def test_transformers_own_generate_still_works_beside_the_engine() -> None:
+    model, reference = pair("llama")
+    Engine(model)
+    prompt = tiny.tokens(40)
+    assert reference_tokens(model, prompt, 8) == reference_tokens(reference, prompt, 8)
+
+
+@pytest.mark.smollm2
+@pytest.mark.slow
+def test_smollm2_equals_transformers(capsys: pytest.CaptureFixture[str]) -> None:
+    from kvfoot.models.load import load
+
+    engine = Engine.load("smollm2", dtype="float32")
+    reference = load("smollm2", dtype="float32", device="cpu").model
+    reference.set_attn_implementation("eager")
+    text = (
+        "The lighthouse keeper wrote down the weather every evening: wind from the south-west, rain after dusk, two "
+        "ships in sight. On the third of March the lamp failed, and he carried oil up the stairs eleven times. "
+    ) * 8
+    prompt = engine.tokenizer(text)["input_ids"][:300]
+    assert len(prompt) == 300
+    expected = reference_tokens(reference, prompt, 16)
+    for chunk in (None, 512, 7):
+        run = tiny.run(engine, prompt, chunk=chunk, new=16)
+        assert run.generated == expected
+        found = gap(run, reference)
+        with capsys.disabled():
+            print(f"\nsmollm2, chunk={chunk}: largest difference of logits {found:.2g}")
+        assert found < 1e-4
