@@ -30,6 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "streaming keep=0.25 chunk": {"method": "streaming", "keep": "0.25", "evict": "chunk"},
 }
 
+STAGES = ("prefill", "decode")
 SHAPES = {
     "smollm2": {
         "vocab_size": 49152,
@@ -110,16 +111,11 @@ def main() -> None:
     parser.add_argument("--out", help="JSON record")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    from kvfoot.models.load import load
-
-    found = load(args.model, dtype=args.dtype, device="cpu")
-    plain = load(args.model, dtype=args.dtype, device="cpu").model
-    engine = Engine(found.model, found.tokenizer, name=args.model, revision=found.revision)
+    plain = model_of(args.model, args.dtype)
+    engine = Engine(copy.deepcopy(plain), name=args.model)
     engine.model.generation_config.eos_token_id = None  # every variant decodes the same number of steps
-    engine.tokenizer = None
-    tokens = torch.randint(
-        10, engine.model.config.vocab_size, (args.context,), generator=torch.Generator().manual_seed(0)
-    )
+    vocabulary = plain.config.vocab_size
+    tokens = torch.randint(10, vocabulary, (args.context,), generator=torch.Generator().manual_seed(0))
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in ("transformers", *VARIANTS)}
     whole: list[float] = []
     records: dict[str, Any] = {}
@@ -148,11 +144,12 @@ def main() -> None:
         for name, (prefill, decode) in medians.items()
     }
     whole_s = statistics.median(whole)
-    print(f"{'variant':<28}{'prefill s':>10}{'decode ms':>11}{'/ transformers':>16}{'':>9}{'/ full':>9}")
+    print(f"{'':<28}{'prefill':>10}{'decode':>11}{'/ transformers':>16}{'/ full':>16}")
+    print(f"{'variant':<28}{'s':>10}{'ms':>11}{'prefill':>8}{'decode':>8}{'prefill':>8}{'decode':>8}")
     for name, row in rows.items():
         print(
-            f"{name:<28}{row['prefill_s']:>10.3f}{row['decode_ms']:>11.2f}{row['prefill / transformers']:>10.2f} prefill"
-            f"{row['decode / transformers']:>6.2f} dec{row['prefill / full']:>6.2f} pre{row['decode / full']:>6.2f} dec"
+            f"{name:<28}{row['prefill_s']:>10.3f}{row['decode_ms']:>11.2f}"
+            + "".join(f"{row[f'{stage} / {base}']:>8.2f}" for base in ("transformers", "full") for stage in STAGES)
         )
     parts = base[0] + args.steps * base[1]
     print(f"transformers.generate as a whole: {whole_s:.3f} s; its parts as timed above: {parts:.3f} s")
