@@ -11,12 +11,13 @@ from collections.abc import Sequence as Spans
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kvfoot.attention.backend import Backend
 from kvfoot.cache.kv import KVCache
-from kvfoot.cache.trace import Pass
+from kvfoot.cache.trace import Pass, triangle
 from kvfoot.core.budget import Cut
 from kvfoot.core.errors import NotFinite
 from kvfoot.core.hooks import POSITION, Keep, Needs, Seen
@@ -49,14 +50,7 @@ class Step:
         for span in spans:
             sequence = span.sequence
             before = sequence.rows.lens.copy()
-            scan = None
-            if _scans(span):
-                keys = span.n if span.cut is not None and span.cut.scope == "new" else before + span.n
-                queries = (
-                    span.n if Needs.COLUMN_SCORES in sequence.method.needs else min(span.n, sequence.method.observers)
-                )
-                scan = queries * keys + 0 * before
-            sequence.trace.passes.append(Pass(span.n, sequence.rows.seen, before, scan=scan))
+            sequence.trace.passes.append(Pass(span.n, sequence.rows.seen, before, scan=_scan(span, before)))
             sequence.promise(span.n, span.cut)
         self.group = (geometry.kv_heads, geometry.group)
 
@@ -181,9 +175,13 @@ class Step:
         )
 
 
-def _scans(span: Span) -> bool:
-    """Whether the pass reads keys a second time to score them."""
-    needs = span.sequence.method.needs
-    if Needs.COLUMN_SCORES in needs and span.sequence.plan.planes:
-        return True
-    return Needs.WINDOW_SCORES in needs and span.cut is not None
+def _scan(span: Span, before: np.ndarray) -> np.ndarray | None:
+    """Pairs that score keys a second time, int64 [layers, kv_heads]: of the queries that score, what each may see."""
+    method, n = span.sequence.method, span.n
+    if Needs.COLUMN_SCORES in method.needs and span.sequence.plan.planes:
+        return triangle(n) + n * before
+    if Needs.WINDOW_SCORES in method.needs and span.cut is not None:
+        scope = n if span.cut.scope == "new" else before + n
+        w = min(n, method.observers)
+        return np.where(span.cut.counts < scope, w * scope - triangle(w - 1), 0)
+    return None
