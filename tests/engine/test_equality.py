@@ -4,9 +4,9 @@ from functools import cache
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from kvfoot.engine.engine import Engine
 
 SHAPES: dict[str, dict[str, Any]] = {
