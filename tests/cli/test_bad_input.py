@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tinycli import save_tiny
 
-from conftest import save_tiny
 from kvfoot.core.records import RunRecord
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tinycli import start
 
-from conftest import start
 from kvfoot.core.records import RunRecord
 
 

@@ -13,11 +13,20 @@ if TYPE_CHECKING:
     from kvfoot.engine.runner import Event
 
 
+WIDE = 140
+"""Columns where nobody watches: a table in a file or a pipe is not broken to fit a screen."""
+
+
+def stdout() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+
+
 def stderr() -> "Console":
     from rich.console import Console
 
-    # Where nobody watches, tables keep their width whatever the terminal was.
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 100)
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDE)
 
 
 def load(console: "Console", model: str, **options: Any) -> "Engine":

@@ -26,14 +26,11 @@ def demo(
         raise UsageError(f"--svg {svg}: there is no folder {svg.parent}: make it first")
     _make(out)
 
-    from rich.console import Console
-
-    from kvfoot.cli.console import load, stderr
+    from kvfoot.cli.console import load, stderr, stdout
     from kvfoot.report.table import comparison
 
-    chosen, errors = LINEUPS[line_up], stderr()
+    chosen, screen, errors = LINEUPS[line_up], stdout(), stderr()
     case = chosen.case(seed)
-    screen = Console(highlight=False, width=None if errors.is_terminal else 100)
     engine = load(errors, chosen.model)
     screen.print(case.told, case.question, "", sep="\n", markup=False)
     with errors.status("warming up"):  # the first pass prepares kernels: no run should pay for it

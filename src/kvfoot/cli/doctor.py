@@ -13,14 +13,11 @@ FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd")
 
 def doctor() -> int:
     """Show what this machine can run and check a tiny model end to end; exit code 1 where something is wrong."""
-    from rich.console import Console
-    from rich.table import Table
+    from kvfoot.cli.console import stdout
 
-    console = Console(highlight=False)
-    grid = Table.grid(padding=(0, 2))
-    for name, text in (("packages", _packages()), ("processor", _processor()), ("GPU", _gpu()), ("cache", _cache())):
-        grid.add_row(name, text)
-    console.print(grid)
+    console = stdout()
+    for name, said in (("packages", _packages), ("processor", _processor), ("GPU", _gpu), ("cache", _cache)):
+        console.print(f"{name:10} {said()}", markup=False, soft_wrap=True)
     checks: list[tuple[str, Callable[[], str]]] = [(f"backend {name}", partial(_backend, name)) for name in _backends()]
     checks += [("full attention", _full_equals_transformers), ("snapkv", _snapkv_frees)]
     failed = [name for name, check in checks if not _passes(console, name, check)]
@@ -86,7 +83,7 @@ def _cache() -> str:
     for model in sorted(folder.glob("models/[!.]*")):
         bytes_ = sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
         lines.append(f"{names.get(model.name, model.name)}: {size(bytes_)}")
-    return "\n".join(lines)
+    return "\n           ".join(lines)
 
 
 def _backends() -> list[str]:

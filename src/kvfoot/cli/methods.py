@@ -1,6 +1,7 @@
 """`kvfoot methods`: the registry."""
 
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 from typer import Argument, Option
@@ -10,12 +11,14 @@ from kvfoot.core.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from kvfoot.core.hooks import Method
 
+MARKS = ("<!-- methods -->", "<!-- /methods -->")
 HEADS = ("method", "paper", "category", "stores", "reads")
 
 
 def methods(
     name: Annotated[str | None, Argument(help="show this method's options")] = None,
     markdown: Annotated[bool, Option("--markdown", help="print the table as it stands in the README")] = False,
+    into: Annotated[Path | None, Option(help="replace the table in this file, between its two marks")] = None,
 ) -> int:
     """List the methods, or show one with its options."""
     from kvfoot.core.registry import methods as registered
@@ -23,12 +26,15 @@ def methods(
     known = registered()
     if name is not None and name not in known:
         raise UsageError(f"unknown method {name!r}{did_you_mean(name, list(known))}")
+    if into is not None:
+        _replace(into)
+        return 0
     if markdown:
         print(as_markdown())
         return 0
-    from rich.console import Console
+    from kvfoot.cli.console import stdout
 
-    console = Console(highlight=False)
+    console = stdout()
     if name is not None:
         _show(console, known[name])
         return 0
@@ -58,6 +64,15 @@ def as_markdown() -> str:
             link = f"[{paper}](https://arxiv.org/abs/{paper})" if paper != "-" else "-"
             lines.append("| " + " | ".join([f"`{name}`", link, *rest]) + " |")
     return "\n".join(lines)
+
+
+def _replace(path: Path) -> None:
+    try:
+        before, rest = path.read_text(encoding="utf-8").split(MARKS[0])
+        _, after = rest.split(MARKS[1])
+    except (OSError, ValueError):
+        raise UsageError(f"--into {path}: no file with {MARKS[0]} and {MARKS[1]} in it, once each") from None
+    path.write_text(f"{before}{MARKS[0]}\n{as_markdown()}\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 def _show(console: Any, cls: "type[Method]") -> None:

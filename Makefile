@@ -1,0 +1,68 @@
+# make demo   the main job on a real document          make test   lint, types, imports, the whole suite
+# make bench  speed against transformers' own generate  make clean  remove what make made
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := demo
+.PHONY: demo install readme test lint test-suite test-t52 bench clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+WORKERS ?= 2
+# PyTorch's builds without CUDA: a tenth of the size, taken on Linux where there is no NVIDIA GPU. Empty: pip's default.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+demo: .venv/.run
+	$(BIN)/kvfoot demo
+
+install: .venv/.dev
+
+test: lint test-suite test-t52
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-suite: .venv/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# The oldest transformers that is supported, in a folder of its own before the installed one.
+test-t52: .venv/.dev .t52/.done
+	PYTHONPATH=.t52 $(BIN)/python -c 'import transformers; assert transformers.__version__ == "5.2.0", transformers'
+	PYTHONPATH=.t52 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -k "equal or load or tokenizer" tests/engine tests/models
+
+readme: .venv/.dev
+	$(BIN)/kvfoot methods --into README.md
+	$(BIN)/kvfoot demo --svg docs/demo.svg
+
+bench: .venv/.dev
+	$(BIN)/python benchmarks/cpu.py
+
+clean:
+	rm -rf .venv .t52 out
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "kvfoot needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+
+.venv/.torch: constraints.txt | .venv/bin/python
+	if [ "$$(uname)" = Linux ] && [ -n "$(TORCH_CPU_INDEX)" ] && ! nvidia-smi -L >/dev/null 2>&1; then \
+	  $(PIP) install --no-deps --retries 1 --index-url $(TORCH_CPU_INDEX) "$$(grep '^torch==' constraints.txt)" \
+	  || echo "no torch from $(TORCH_CPU_INDEX): taking pip's default build"; \
+	fi
+	touch $@
+
+.venv/.run: pyproject.toml constraints.txt .venv/.torch
+	$(PIP) install -e . -c constraints.txt
+	touch $@
+
+.venv/.dev: .venv/.run
+	$(PIP) install -e '.[dev]' -c constraints.txt
+	touch $@
+
+.t52/.done: Makefile .venv/.run
+	rm -rf .t52
+	$(PIP) install --target .t52 --no-deps transformers==5.2.0 tokenizers==0.22.2
+	touch $@
