@@ -1,5 +1,6 @@
 """What may be kept, and the one place where a ratio becomes integers (decision D7)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -83,7 +84,7 @@ class Budget:
     ) -> tuple[tuple[PromptPass, ...], Cut | None]:
         """Integers for a prompt of `prompt` tokens read in chunks of `chunk` (None: in one pass).
 
-        floor: entries that a cut never takes (sinks + window). observers: queries that a pass must hold to score.
+        floor: entries that a cut never takes (sinks + window), at least 1. observers: queries that score in a pass.
         total: the method holds a constant count, `round(keep x prompt)`, from the first cut through decode; otherwise
         `keep` counts each chunk's entries, the counts add up, and what follows the prompt is appended.
         Returns the prompt's passes and the cut after every later pass. Rounding is half to even on exact fractions.
@@ -93,9 +94,10 @@ class Budget:
             raise UsageError(f"chunk={chunk}: give at least 1 token per chunk")
         if self.unlimited:
             return tuple(PromptPass(a, b) for a, b in split(prompt, chunk, observers)), None
+        floor = max(floor, 1)
         full = lambda count: np.full((geometry.layers, geometry.kv_heads), count, np.int32)  # noqa: E731
         if self.tokens is not None or total:
-            count = self.tokens if self.tokens is not None else max(round(self.keep * prompt), min(floor, prompt))  # type: ignore[operator]
+            count = self.tokens if self.tokens is not None else max(round(self.keep * prompt), floor)  # type: ignore[operator]
             if count < floor:
                 raise UsageError(f"budget={count} is below sinks + window = {floor}: raise it or shrink the window")
             cut = Cut("all", full(count))
@@ -107,14 +109,18 @@ class Budget:
             last = Cut("all", full(self._share(prompt, floor)))
             return tuple(PromptPass(a, b, last if b == prompt else None) for a, b in spans), None
         if chunk is not None and chunk < prompt and round(self.keep * chunk) < floor:
-            least = next(n for n in range(chunk, 1 << 30) if round(self.keep * n) >= floor)
             raise UsageError(
                 f"keep={float(self.keep):g} of a chunk of {chunk} is {round(self.keep * chunk)} entries, below sinks + "
-                f"window = {floor}: use a chunk of at least {least}, a smaller window, or a larger keep"
+                f"window = {floor}: use a chunk of at least {self._least(floor)}, a smaller window, or a larger keep"
             )
-        short = next(n for n in range(1 << 30) if round(self.keep * n) >= floor) if chunk is not None else 0
-        spans = split(prompt, chunk, max(observers, short))
+        spans = split(prompt, chunk, max(observers, self._least(floor)))
         return tuple(PromptPass(a, b, Cut("new", full(self._share(b - a, floor)))) for a, b in spans), None
+
+    def _least(self, floor: int) -> int:
+        """The fewest entries whose share is at least `floor`."""
+        assert self.keep is not None
+        n = math.ceil((floor - Fraction(1, 2)) / self.keep)
+        return n if round(self.keep * n) >= floor else n + 1
 
     def _share(self, entries: int, floor: int) -> int:
         """round(keep x entries), at least sinks + window: a prompt shorter than they need is kept whole."""
@@ -123,10 +129,10 @@ class Budget:
 
 
 def split(prompt: int, chunk: int | None, least: int) -> Sequence[tuple[int, int]]:
-    """[0, prompt) in half-open chunks; a last chunk shorter than `least` joins the one before it (prulong trap 21)."""
+    """[0, prompt) in half-open chunks; a last chunk shorter than `least` joins those before it (prulong trap 21)."""
     if chunk is None or chunk >= prompt:
         return [(0, prompt)]
     starts = list(range(0, prompt, chunk))
-    if len(starts) > 1 and prompt - starts[-1] < least:
+    while len(starts) > 1 and prompt - starts[-1] < least:
         starts.pop()
     return list(zip(starts, [*starts[1:], prompt], strict=True))
