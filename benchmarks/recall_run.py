@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--set", action="append", default=[], help="a field of the recipe, name=number")
+    parser.add_argument("--start-from", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--skip-training", action="store_true")
     parser.add_argument("--evaluate", choices=("no", "dev", "test"), default="no")
@@ -71,6 +72,7 @@ def main() -> None:
         options = RecallOptions(
             given.data, given.out, recipe, workers=given.workers, piece_minutes=given.piece, resume=given.resume,
             device=given.device, probe_every=given.probe, kill_after=given.kill,
+            start_from=given.start_from,
         )  # fmt: skip
         record = train_recall(options, lambda text: print(text, flush=True))
         finished = record["finished"]

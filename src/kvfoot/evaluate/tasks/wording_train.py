@@ -138,8 +138,11 @@ class TrainWording:
         return Lookup(line, ask)
 
     def variables(self, draw: Draw) -> Assignments:
-        if draw.chance(0.5):
+        if draw.chance(0.4):
             base, hop = draw.pick(phrases.ASSIGN)
+            if draw.chance(0.5):  # a word in capitals before every name, so that not all that is in capitals is a name
+                mark = draw.pick(("LET", "NAME", draw.word().upper(), draw.word().capitalize(), draw.word()))
+                base, hop = (text.replace("{a}", mark + " {a}").replace("{b}", mark + " {b}") for text in (base, hop))
             end = draw.pick((".", ".", ";", ",", "\n"))
             base, hop = f" {base}{end}", f" {hop}{end}"
         else:

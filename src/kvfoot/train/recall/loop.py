@@ -18,7 +18,7 @@ from kvfoot.evaluate.tasks.corpus import read_corpus
 from kvfoot.evaluate.tasks.registry import find_task
 from kvfoot.evaluate.tasks.wording_train import TrainWording
 from kvfoot.train.recall.books import encode_books
-from kvfoot.train.recall.checkpoint import load_state, save_model, save_state
+from kvfoot.train.recall.checkpoint import load_model, load_state, save_model, save_state
 from kvfoot.train.recall.evaluation import Material
 from kvfoot.train.recall.feed import Batch, Feed, one_thread
 from kvfoot.train.recall.model import GPU_BACKENDS, Net, Parameters, init_parameters
@@ -67,11 +67,13 @@ def prepare_writer(options: RecallOptions, plan: Plan, say: Say) -> Writer:
             f"{need:,}, and one book of {8 * longest:,}"
         )
     path = options.out / "tokenizer.json"
+    if options.start_from:
+        path = options.start_from / "tokenizer.json"
     if path.is_file():
         tokenizer = Tokenizer.from_file(str(path))
     else:
         tokenizer = train_tokenizer(corpus.books.values(), options.shape.vocabulary)
-        save_tokenizer(tokenizer, options.out, options.shape.positions)
+    save_tokenizer(tokenizer, options.out, options.shape.positions)
     books = encode_books(corpus.books, tokenizer, max(1, options.workers))
     total = sum(map(len, books.tokens.values()))
     say(f"{len(books.tokens)} books, {total:,} tokens, in {time.time() - started:.1f} s")
@@ -120,6 +122,15 @@ class Trainer:
         weights = [0.0, recipe.filler_weight, recipe.book_weight, recipe.answer_weight]
         self.weights = torch.tensor(weights, device=device)
 
+    @torch.no_grad()
+    def begin_with(self, folder: Path) -> None:
+        """Weights of a released model; the optimizer begins anew."""
+        shape, parameters = load_model(folder)
+        if shape != self.options.shape:
+            raise UsageError(f"{folder} has another shape: {shape}; asked for {self.options.shape}")
+        for name, value in self.parameters.items():
+            value.copy_(parameters[name])
+
     def step(self, step: int, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """One update. -> loss, and [3, 2] sums and counts of the nll by kind of token (filler, book, answer)."""
         now = self.plan.at(step)
@@ -155,6 +166,8 @@ def train_recall(options: RecallOptions, say: Say = print) -> dict[str, Any]:
     feed = Feed(writer, plan, first, options.workers)
     torch.set_float32_matmul_precision("high")
     trainer = Trainer(options, plan, device)
+    if options.start_from and not options.resume:
+        trainer.begin_with(options.start_from)
     if options.resume:
         load_state(options.out, options.recipe, options.shape, trainer.parameters, trainer.muon)
     feed.start(pin=device.type == "cuda")

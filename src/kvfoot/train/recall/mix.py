@@ -79,10 +79,10 @@ MAIN = Mix(
 )  # fmt: skip
 TAIL = Mix(
     "tail",
-    0.20,
+    0.15,
     {
-        "needles": 0.08, "passkey": 0.02, "multivalue": 0.14, "multiquery": 0.04, "json": 0.12, "chain": 0.13,
-        "path": 0.14, "variables": 0.16, "table": 0.15, "labels": 0.01, "quote": 0.01,
+        "needles": 0.06, "passkey": 0.02, "multivalue": 0.20, "multiquery": 0.03, "json": 0.07, "chain": 0.12,
+        "path": 0.13, "variables": 0.17, "table": 0.20,
     },
 )  # fmt: skip
 MIXES = {mix.name: mix for mix in (START, MAIN, TAIL)}

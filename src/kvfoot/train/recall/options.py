@@ -53,6 +53,7 @@ class RecallOptions:
 
     data: folder with books/, words/, longproc/. out: checkpoint, state and log. pieces: stop after this many minutes
     of wall clock with a state from which `resume` goes on exactly. yes: go on without a GPU after the estimate.
+    start_from: a model folder whose weights (and tokenizer) the run begins with, at step 0.
     kill_after: training seconds after which 4 keys at 2K below 0.8 end the run; 0 never.
     """
 
@@ -69,3 +70,4 @@ class RecallOptions:
     probe_every: float = 60.0
     log_every: int = 100
     stop_step: int = 0
+    start_from: Path | None = None

@@ -30,28 +30,27 @@ class Phase:
     spread: float = 0.0
 
 
-PLANS: dict[str, tuple[Phase, ...]] = {
-    "recall": (
-        Phase(0.035, {512: 1.0}, START, 1.0),
-        Phase(0.22, {2048: 1.0}, MAIN, 1.0),
-        Phase(0.45, {8192: 0.75, 2048: 0.25}, MAIN, 0.8),
-        Phase(0.80, {16384: 0.7, 4096: 0.3}, MAIN, 0.5),
-        Phase(1.00, {16384: 0.6, 8192: 0.25, 4096: 0.15}, TAIL, 0.0),
+@dataclass(frozen=True)
+class Schedule:
+    """decay_from: share of the time at which the learning rates begin to fall, linearly to 2 %."""
+
+    phases: tuple[Phase, ...]
+    decay_from: float = 0.4
+
+
+PLANS: dict[str, Schedule] = {
+    "recall": Schedule(
+        (
+            Phase(0.035, {512: 1.0}, START, 1.0),
+            Phase(0.22, {2048: 1.0}, MAIN, 1.0),
+            Phase(0.45, {8192: 0.75, 2048: 0.25}, MAIN, 0.8),
+            Phase(0.80, {16384: 0.7, 4096: 0.3}, MAIN, 0.5),
+            Phase(1.00, {16384: 0.6, 8192: 0.25, 4096: 0.15}, TAIL, 0.0),
+        )
     ),
-    "explore": (
-        Phase(0.13, {512: 1.0}, START, 1.0),
-        Phase(0.60, {2048: 1.0}, MAIN, 1.0),
-        Phase(1.00, {8192: 0.7, 2048: 0.3}, MAIN, 0.5),
-    ),
-    "explore-free": (
-        Phase(0.13, {512: 1.0}, START),
-        Phase(0.60, {2048: 1.0}, MAIN),
-        Phase(1.00, {8192: 0.7, 2048: 0.3}, MAIN),
-    ),
-    "tiny": (
-        Phase(0.5, {256: 1.0}, START, 1.0),
-        Phase(1.0, {512: 0.5, 256: 0.5}, MAIN, 0.5),
-    ),
+    # from a finished or unfinished model: the weak families, long contexts, every head free, falling rates
+    "tail": Schedule((Phase(1.00, {16384: 0.5, 8192: 0.3, 4096: 0.2}, TAIL),), decay_from=0.0),
+    "tiny": Schedule((Phase(0.5, {256: 1.0}, START, 1.0), Phase(1.0, {512: 0.5, 256: 0.5}, MAIN, 0.5))),
 }
 
 
@@ -69,11 +68,11 @@ class Step:
 class Plan:
     """Steps of a run. `ends[i]` is the step at which phase i ends."""
 
-    def __init__(self, recipe: Recipe, decay_from: float = 0.4, floor: float = 0.02) -> None:
+    def __init__(self, recipe: Recipe, floor: float = 0.02) -> None:
         if recipe.plan not in PLANS:
             raise UsageError(f"unknown plan {recipe.plan!r}{did_you_mean(recipe.plan, list(PLANS))}")
-        self.recipe, self.decay_from, self.floor = recipe, decay_from, floor
-        self.phases = PLANS[recipe.plan]
+        schedule = PLANS[recipe.plan]
+        self.recipe, self.phases, self.decay_from, self.floor = recipe, schedule.phases, schedule.decay_from, floor
         longest = max(length for phase in self.phases for length in phase.lengths)
         if (recipe.batch // recipe.parts) % longest:
             raise UsageError(f"batch / parts is {recipe.batch // recipe.parts}; it must be a multiple of {longest}")
@@ -84,9 +83,7 @@ class Plan:
             for phase in self.phases
         ]
         shares = [phase.until - start for phase, start in zip(self.phases, starts, strict=False)]
-        counts = [
-            max(1, round(share * self.seconds / cost)) for share, cost in zip(shares, self.cost, strict=True)
-        ]
+        counts = [max(1, round(share * self.seconds / cost)) for share, cost in zip(shares, self.cost, strict=True)]
         self.ends = list(accumulate(counts))
 
     @property
