@@ -127,10 +127,8 @@ def peak_pages(plan: Plan, layers_heads: tuple[int, int], page_size: int, later:
     lens = np.zeros(layers_heads, np.int64)
     worst = 0
     steps: list[tuple[int, Cut | None]] = [(p.stop - p.start, p.cut) for p in plan.passes]
-    steps += [(1, plan.later)] * later if plan.later is not None else [(later, None)]
+    steps.append((later, plan.later))
     for new, cut in steps:
         lens = lens + new if cut is None else cut.kept(lens, new)
         worst = max(worst, int((-(-lens // page_size)).sum()))
-        if cut is not None and cut is plan.later and new == 1:
-            break
     return worst
