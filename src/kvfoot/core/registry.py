@@ -78,6 +78,8 @@ def _read(name: str, key: str, value: Any, kind: Any) -> Any:
             raise UsageError(f"{name}: {key}={value!r} is not true or false")
         return value.lower() in ("true", "1")
     try:
+        if kind is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError
         return kind(value)
     except (TypeError, ValueError):
         raise UsageError(f"{name}: {key}={value!r} is not of type {kind.__name__}") from None
