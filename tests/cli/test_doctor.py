@@ -15,7 +15,15 @@ def test_a_healthy_machine(kvfoot: Any, tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "cache" / "models" / "0123-v2" / "model.safetensors").write_bytes(bytes(2048))
     said = kvfoot("doctor")
     assert said.code == 0
-    for word in ("Python", f"torch {torch.__version__}", "transformers", "threads", "0123-v2: 2 KiB", "naive", "sdpa"):
+    for word in (
+        "Python",
+        f"torch {torch.__version__}",
+        "transformers",
+        "threads",
+        "0123-v2: 2.0 KiB",
+        "naive",
+        "sdpa",
+    ):
         assert word in said.out
     assert "equal to transformers" in said.out
     assert "as promised" in said.out

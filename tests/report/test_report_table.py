@@ -43,7 +43,7 @@ def text(renderable: Any, width: int = 80) -> str:
     [
         (0, "0 B"),
         (1023, "1023 B"),
-        (1024, "1 KiB"),
+        (1024, "1.0 KiB"),
         (22_118_400, "21.1 MiB"),
         (1023 * 2**20, "1023 MiB"),
         (2**40, "1024 GiB"),
@@ -93,7 +93,7 @@ def test_the_picture_says_what_the_records_say() -> None:
     runs = [record("full", config={"keep": None}, memory=Memory(86_000_000, 86_000_000, 85_670_000)), record()]
     tree = ElementTree.fromstring(bars(runs, ["right", "<wrong>"]))
     texts = [t.text or "" for t in tree.iter("{http://www.w3.org/2000/svg}text")]
-    for word in ("21.1 MiB", "82 MiB", "0.987", "answer right", "answer <wrong>", "snapkv keep=0.25 post"):
+    for word in ("21.1 MiB", "82.0 MiB", "0.987", "answer right", "answer <wrong>", "snapkv keep=0.25 post"):
         assert word in texts
     assert any("3,713 tokens" in t for t in texts)
     wide = [float(r.get("width", 0)) for r in tree.iter("{http://www.w3.org/2000/svg}rect")]

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 def demo(
     line_up: Annotated[str, Option(help="what is run")] = "passkey",
-    seed: Annotated[int, Option(help="decides the pass key and where it is hidden")] = 0,
+    seed: Annotated[int, Option(help="decides the number and where it is hidden")] = 0,
     out: Annotated[Path, Option(help="folder for the records")] = Path("out/demo"),
     svg: Annotated[Path | None, Option(help="draw the bytes and footprints into this file")] = None,
 ) -> int:
-    """Find a pass key in a book chapter with the full cache and with a quarter of it; needs no options."""
+    """Find a number hidden in a book chapter, with the full cache and with a quarter of it; needs no options."""
     from kvfoot.cli.lineups import LINEUPS
 
     if line_up not in LINEUPS:
@@ -32,7 +32,7 @@ def demo(
     chosen, screen, errors = LINEUPS[line_up], stdout(), stderr()
     case = chosen.case(seed)
     engine = load(errors, chosen.model)
-    screen.print(case.told, case.question, "", sep="\n", markup=False)
+    screen.print(case.told, case.question, "", sep="\n", markup=False, soft_wrap=True)
     with errors.status("warming up"):  # the first pass prepares kernels: no run should pay for it
         engine.generate(case.document[:2000], max_new_tokens=2)
     records: list[RunRecord] = []
@@ -55,8 +55,7 @@ def _run(errors: Any, screen: Any, engine: Any, case: Any, run: Any, limit: int,
     """The answer, streamed, and the record."""
     from kvfoot.cli.console import Watch
 
-    limits = f" keep={run.keep} {run.evict}" if run.keep else ""
-    screen.print(f"{run.method}{limits}", style="bold", markup=False)
+    screen.print(run.title, style="bold", markup=False)
     watch = Watch(errors, engine.tokenizer, label=label)
     with watch.watching():
         result = engine.generate(

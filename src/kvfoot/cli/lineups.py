@@ -29,6 +29,11 @@ class Run:
     evict: str = "post"
     options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
+    @property
+    def title(self) -> str:
+        limit = [f"keep={self.keep}", self.evict] if self.keep else []
+        return " ".join([self.method, *limit, *(f"{k}={v}" for k, v in self.options.items())])
+
 
 @dataclass(frozen=True)
 class LineUp:
@@ -51,13 +56,14 @@ def passkey(seed: int) -> Case:
         total += len(paragraph)
         ends.append(total)
     place = next(i for i, end in enumerate(ends) if end >= depth * total) + 1
-    hidden = f"The pass key is {key}. Remember it. {key} is the pass key."
     percent = round(100 * ends[place - 1] / total)
     return Case(
-        document="\n\n".join([*paragraphs[:place], hidden, *paragraphs[place:]]),
-        question="What is the pass key? The pass key is",
+        document="\n\n".join(
+            [*paragraphs[:place], f"One of the special magic numbers for Paris is: {key}.", *paragraphs[place:]]
+        ),
+        question="What is the special magic number for Paris mentioned in the provided text?",
         expected=key,
-        told=f"Alice in Wonderland, chapter VI, the pass key {key} hidden {percent} % into it",
+        told=f"Alice in Wonderland, chapter VI, a special magic number for Paris, {key}, hidden {percent} % into it.",
     )
 
 
@@ -65,6 +71,13 @@ LINEUPS: dict[str, LineUp] = {
     "passkey": LineUp(
         model="smollm2",
         case=passkey,
-        runs=(Run("full"), Run("snapkv", "0.25"), Run("h2o", "0.25"), Run("streaming", "0.25")),
+        # snapkv as its runner sets it: digits are tokens of their own, and pooling over 7 keeps a number together.
+        runs=(
+            Run("full"),
+            Run("snapkv", "0.25", options={"window": "8", "kernel": "7", "pool": "max"}),
+            Run("h2o", "0.25"),
+            Run("streaming", "0.25"),
+        ),
+        max_new_tokens=24,
     ),
 }

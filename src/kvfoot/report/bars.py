@@ -6,7 +6,7 @@ from html import escape
 from kvfoot.core.records import RunRecord
 from kvfoot.report.table import size, title
 
-WIDTH, LEFT, GAP, BAR, STEP, TOP = 860, 170, 40, 18, 34, 84
+WIDTH, LEFT, GAP, BAR, STEP, TOP = 900, 230, 30, 18, 42, 84
 INK, SOFT, RAIL, HELD, KV = "#1f2328", "#59636e", "#e7eaee", "#2f6fb3", "#b3682f"
 
 

@@ -16,7 +16,7 @@ def size(count: int | float) -> str:
     for unit in ("KiB", "MiB", "GiB"):
         count /= 1024
         if count < 1024 or unit == "GiB":
-            return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
+            return f"{count:.1f} {unit}" if count < 100 else f"{count:.0f} {unit}"
     raise AssertionError
 
 
