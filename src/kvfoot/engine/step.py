@@ -58,7 +58,7 @@ class Step:
     def forward(self, model: Any, tokens: Spans[int]) -> Tensor:
         """Logits fp32 [spans, vocabulary] after each span's last token. tokens: the packed spans, T in all.
 
-        Raises NotFinite where the logits are NaN or infinite, naming the layer.
+        Raises NotFinite where the logits or a layer's attention are NaN or infinite, naming the layer.
         """
         device = self.cache.pool.device
         positions = [s.sequence.rows.seen + i for s in self.spans for i in range(s.n)]
@@ -73,7 +73,7 @@ class Step:
         for span in self.spans:
             span.sequence.rows.seen += span.n
         logits = output.logits[0].float()
-        if not bool(torch.isfinite(logits).all()):
+        if not bool(torch.isfinite(logits).all() & torch.isfinite(torch.stack(self.checks)).all()):
             raise NotFinite(self._blame())
         return logits
 
@@ -91,7 +91,8 @@ class Step:
                 q_RHnD, k_RnD, v_RnD = q_GHTD[rows, :, inside], k_GTD[rows, inside], v_GTD[rows, inside]
                 out_RHnD = self._block(span, layer, heads, b, q_RHnD, k_RnD, v_RnD, scale)
                 out[inside, rows] = out_RHnD.permute(2, 0, 1, 3).to(out.dtype)
-        self.checks.append(out.sum(dtype=torch.float32))
+        # torch's CPU kernel takes a query whose logits are all NaN for a masked one and answers 0: look at q and k too.
+        self.checks.append(sum((x.sum(dtype=torch.float32) for x in (q, k)), out.sum(dtype=torch.float32)))
         return out.view(1, T, G * H, D)
 
     def _block(
