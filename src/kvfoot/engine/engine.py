@@ -220,6 +220,10 @@ class Engine:
         if not isinstance(prompts[0], str):
             if any(questions):
                 raise UsageError("a question goes with a text prompt, not with token ids")
+            size = self.model.get_input_embeddings().num_embeddings
+            strange = next((t for p in prompts for t in p if not 0 <= t < size), None)
+            if strange is not None:
+                raise UsageError(f"token id {strange} is outside the model's vocabulary of {size}")
             return [list(p) for p in prompts]
         tokenizer = self._need_tokenizer()
         return [encode(tokenizer, p, q, chat=chat).before for p, q in zip(prompts, questions, strict=True)]
