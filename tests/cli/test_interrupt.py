@@ -58,3 +58,25 @@ def test_before_anything_was_done(run: Any, tmp_path: Path, monkeypatch: pytest.
     assert said.code == 130
     assert said.line == "interrupted"
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_the_standard_output_is_full(model: Path, document: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = start("run", "--model", model, "--prompt-file", document, "--dtype", "float32", out=full)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.splitlines()[-1] == "kvfoot: No space left on device"
+    assert "Traceback" not in err
+
+
+def test_the_reader_has_gone(model: Path, document: Path) -> None:
+    process = start("run", "--model", model, "--prompt-file", document, "--dtype", "float32", "--max-new-tokens", 500)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=120) == 1
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err

@@ -51,10 +51,8 @@ class Said:
         return lines[0].removeprefix("kvfoot: ")
 
 
-def start(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
+def start(*arguments: object, out: Any = subprocess.PIPE) -> "subprocess.Popen[str]":
     """The command line in a process of its own, with two threads at most."""
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-m", "kvfoot.cli.app", *(str(a) for a in arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
-    )
+    return subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment)

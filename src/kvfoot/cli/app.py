@@ -12,7 +12,6 @@ from kvfoot.cli.methods import methods
 from kvfoot.cli.run import INTERRUPTED, run
 from kvfoot.core.errors import KvfootError
 
-BROKEN_PIPE = 141
 
 app = typer.Typer(
     name="kvfoot",
@@ -42,15 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):  # some releases of typer pass Ctrl-C on, others return 130
         return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read the output has gone; the interpreter must not complain about it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        _drop_output()
+        return 1
+    except OSError as error:
+        _drop_output()
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}", 1)
     except Exception as error:
         # Wrong usage: typer carries its own copy of click in some releases, so its errors are known by their shape.
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()
         return _say(message, getattr(error, "exit_code", 2)) if message else getattr(error, "exit_code", 2)
+
+
+def _drop_output() -> None:
+    """What is still buffered has nowhere to go: the interpreter must not complain about it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: str, code: int) -> int:
