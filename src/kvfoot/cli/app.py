@@ -12,7 +12,6 @@ from kvfoot.cli.methods import methods
 from kvfoot.cli.run import INTERRUPTED, run
 from kvfoot.core.errors import KvfootError
 
-
 app = typer.Typer(
     name="kvfoot",
     help="Run long-context language models in a fraction of the KV memory, and know what it cost.",
