@@ -6,6 +6,7 @@ from typing import Any
 from kvfoot.core.errors import UsageError
 
 JOINT = "\n\n"
+MARK = "\ue000"
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,24 @@ def encode(
             head = tokenizer(document)["input_ids"]
             return Prompt(head, tokenizer(JOINT + question, add_special_tokens=False)["input_ids"])
         return Prompt(tokenizer(content)["input_ids"], [])
-    turn = [{"role": "user", "content": content}]
-    rendered = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    rendered = _rendered(tokenizer, content)
     ids = lambda part: tokenizer(part, add_special_tokens=False)["input_ids"] if part else []  # noqa: E731
     if not after:
         return Prompt(ids(rendered), [])
     core = document.strip()
-    at = rendered.find(core)
+    # Where the turn begins, not where the words occur first: they may stand in the template's system prompt as well.
+    turn = _rendered(tokenizer, MARK).find(MARK)
+    at = rendered.find(core, turn) if turn >= 0 else -1
     if at < 0:
         raise UsageError(
             "the chat template rewrites the prompt: a question after it cannot be split off (use --no-chat)"
         )
     return Prompt(ids(rendered[: at + len(core)]), ids(rendered[at + len(core) :]))
+
+
+def _rendered(tokenizer: Any, content: str) -> str:
+    turn = [{"role": "user", "content": content}]
+    return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
 
 
 def check_length(positions: int, prompt: int, new: int) -> None:
