@@ -32,7 +32,7 @@ class Session:
         """config: what the record says of how the document was read, its `chat` and `chunk` among it."""
         self.runner, self.tokenizer, self.document = runner, tokenizer, document
         self.config, self.revision = config, revision
-        self.clock = Clock()
+        self.clock, self.closed = Clock(), False
         self.base = runner.open(tokens, method, plan, Sampling(), 0)
         try:
             runner.prefill(self.base)
@@ -61,6 +61,8 @@ class Session:
         `prefill_s` is the document's. Raises UsageError, PoolExhausted, NotFinite; Interrupted has the partial result.
         """
         sampling = Sampling(temperature, top_p, seed)
+        if self.closed:
+            raise UsageError("the session is closed")
         if not question.strip():
             raise UsageError("the question is empty")
         after = encode(self.tokenizer, self.document, question, after=True, chat=self.config["chat"]).after
@@ -90,4 +92,7 @@ class Session:
 
     def close(self) -> None:
         """Give the kept pages back."""
+        if self.closed:
+            return
+        self.closed = True
         self.runner.cache.release(self.base.rows)
