@@ -1,6 +1,6 @@
 """One run, or one piece of a run, of the recipe of kvfoot-recall, with its evaluation on the dev side.
 
-    python benchmarks/recall_run.py --data DATA --out OUT --plan recall --minutes 10 [--piece 9] [--resume] [--evaluate dev]
+    python benchmarks/recall_run.py --data DATA --out OUT --plan recall --minutes 10 [--piece 9] [--evaluate dev]
 
 `--evaluate test` opens the test side: once, for a final checkpoint.
 """
@@ -85,9 +85,16 @@ def main() -> None:
             (report / name).write_bytes((given.out / name).read_bytes())
     if given.evaluate == "dev" or (given.evaluate == "test" and finished):
         found = evaluate_recall(
-            given.out, given.data, given.evaluate, answers=given.answers, longest=given.longest, heads_contexts=given.heads,
-            device=given.device or "cuda", processes=given.workers, say=lambda text: print(text, flush=True),
-        )  # fmt: skip
+            given.out,
+            given.data,
+            given.evaluate,
+            answers=given.answers,
+            longest=given.longest,
+            heads_contexts=given.heads,
+            device=given.device or "cuda",
+            processes=given.workers,
+            say=lambda text: print(text, flush=True),
+        )
         found["versions"] = versions()
         found["commit"] = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False

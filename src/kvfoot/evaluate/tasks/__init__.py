@@ -1,6 +1,6 @@
 """Tasks: text-level generators, one file a family, for any tokenizer.
 
-`find_task("keys4").sample(corpus, count, length, seed)` makes a sample; `read_corpus(folder, "dev")` reads the material.
+`find_task("keys4").sample(corpus, count, length, seed)` makes a sample of `corpus = read_corpus(folder, "dev")`.
 The training of kvfoot-recall uses the same families with its own phrasings (wording_train) and its own token writer.
 """
 

@@ -24,7 +24,7 @@ class ChainShape:
 
 
 def vary(draw: Draw, room: int) -> ChainShape:
-    """3 to 40 hops, 1 to 8 questions, the answers at most half of the room; a third of the documents scatter the keys over filler."""
+    """3 to 40 hops, 1 to 8 questions, the answers at most half of the room; a third scatter the keys over filler."""
     asks = draw.between(1, max(1, min(8, room // 250)))
     hops = draw.between(3, max(3, min(40, int((room * 0.5 - asks * 40) / (asks * 11)))))
     filler = draw.chance(0.35)
@@ -38,7 +38,8 @@ def draft(draw: Draw, shape: ChainShape, room: int) -> Draft | None:
     per_key = draw.mean_tokens(lambda: f'{label}"{draw.word()}-{draw.word()}"\n')
     question = draw.count([head + ask]) + 12
     room -= question + int(shape.asks * (shape.hops * (per_key + 1.5) + question))
-    most = min(len(words), int(room * 0.97 / per_key))
+    fill = int(room * 0.97 / per_key)
+    most = min(len(words), fill)
     count = most if shape.keys is None else min(most, shape.keys)
     if count < 4:
         return None
@@ -51,7 +52,8 @@ def draft(draw: Draw, shape: ChainShape, room: int) -> Draft | None:
         text = ask.format(n=hops, s=words[start], e=words[(start + hops) % count])
         turns.append(Turn(text, (f" {chain[0]}", *(f", {key}" for key in chain[1:]))))
     lines = draw.shuffled([f"{label}{key}\n" for key in keys])
-    if not shape.filler:
+    # a context longer than all words can fill is made longer with book text
+    if not shape.filler and fill <= len(words):
         return Draft(head, ("\n" + "".join(lines),), tuple(turns), scatter=False, metadata={"keys": count})
     groups = tuple("\n" + "".join(lines[i : i + shape.group]) for i in range(0, count, shape.group))
     return Draft(head, groups, tuple(turns), metadata={"keys": count})

@@ -1,4 +1,4 @@
-"""A draft becomes a sample of a wanted length: book text is laid between the items, counted in the model's own tokens."""
+"""A draft becomes a sample of a wanted length: book text between the items, counted in the model's own tokens."""
 
 from __future__ import annotations
 

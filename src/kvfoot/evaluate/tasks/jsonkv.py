@@ -37,7 +37,5 @@ def draft(draw: Draw, shape: JsonShape, room: int) -> Draft:
     pairs = [(key, draw.value(shape.values)) for key in keys]
     head, ask = draw.wording.json(draw)
     block = "{" + shape.separator.join(f'"{key}": "{value}"' for key, value in pairs) + "}"
-    turns = tuple(
-        Turn(ask.format(k=key), (f' "{value}"',)) for key, value in draw.shuffled(pairs)[: shape.asks]
-    )
+    turns = tuple(Turn(ask.format(k=key), (f' "{value}"',)) for key, value in draw.shuffled(pairs)[: shape.asks])
     return Draft("", (f"\n{head}{block}\n",), turns, scatter=shape.filler)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from kvfoot.evaluate.tasks.draw import Draw
 from kvfoot.evaluate.tasks.sample import Draft, Turn
-import itertools
 
 MODES = ("bus", "train", "plane", "ferry")
 

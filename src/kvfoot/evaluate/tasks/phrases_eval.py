@@ -12,12 +12,8 @@ DEV = FixedWording(
         Lookup(" Here {k} keeps the figure {v} on file.", "Which figure does {k} keep on file?"),
     ),
     passkeys=(Lookup(" The pass key is {v}. Remember it. {v} is the pass key.", "What is the pass key?"),),
-    multi_values=(
-        Lookup(_MAGIC, "What are all the special magic numbers for {k} mentioned in the provided text?"),
-    ),
-    multi_queries=(
-        Lookup(_MAGIC, "What are all the special magic numbers for {k} mentioned in the provided text?"),
-    ),
+    multi_values=(Lookup(_MAGIC, "What are all the special magic numbers for {k} mentioned in the provided text?"),),
+    multi_queries=(Lookup(_MAGIC, "What are all the special magic numbers for {k} mentioned in the provided text?"),),
     jsons=(
         Lookup(
             "JSON data:\n",

@@ -7,17 +7,38 @@ import re
 
 from kvfoot.evaluate.tasks.split import Side
 
-TRAIN_HEADS = ["Al", "Ar", "Bar", "Bel", "Ber", "Bran", "Bre", "Cal", "Car", "Cor", "Dal", "Dar", "Del", "Dor", "El", "Fal", "Fen", "Gar", "Gil", "Gran", "Hal", "Har", "Hol", "Il", "Jor", "Kal", "Kel", "Kin", "Lan", "Lor", "Mal", "Mar", "Mel", "Mor", "Nor", "Or", "Pel", "Pen", "Quar", "Ral", "Ren", "Ros", "Sal", "Sel", "Stan", "Tal", "Tar", "Ten", "Tor", "Ul", "Val", "Ver", "Vin", "Wal", "Wel", "Wil", "Yar", "Zan", "Ash", "Brook", "Cliff", "Dun", "Ever", "Fox", "Glen", "Hart", "Iron", "Kings", "Long", "Moor", "Oak", "Raven", "Stone", "Thorn", "Wood"]
-TRAIN_JOINTS = ["a", "an", "ar", "e", "en", "er", "i", "in", "ing", "is", "o", "on", "or", "u", "un", "um"]
-TRAIN_TAILS = ["bach", "berg", "bourne", "burg", "bury", "by", "cester", "dale", "den", "don", "field", "ford", "gate", "ham", "haven", "heim", "holm", "hurst", "land", "ley", "lin", "loch", "mar", "mere", "mont", "more", "mouth", "nau", "ney", "nitz", "port", "quay", "ridge", "ros", "sand", "set", "shire", "ster", "stow", "tal", "ton", "vale", "ville", "wald", "wick", "worth", "zell"]
-TRAIN_BEFORE = ["North", "South", "East", "West", "New", "Old", "Upper", "Lower", "Saint", "Port", "Fort", "Great", "Little", "Mount", "Lake", "Castle"]
-TRAIN_AFTER = ["Springs", "Falls", "City", "Bay", "Hills", "Park", "Heights", "Beach", "Rapids", "Junction", "Point", "Harbour", "Grove", "Vale", "Cross", "Mills", "Bridge", "Wells"]
-TRAIN_LINKS = ["in", "on", "upon", "of", "le", "de", "sur", "under", "am", "di"]
 
-DEV_HEADS = ["Aal", "Bjor", "Dro", "Eske", "Fred", "Gis", "Hjel", "Horn", "Kal", "Kris", "Lil", "Nak", "Od", "Ring", "Sil", "Skan", "Sor", "Svend", "Tro", "Vej", "Vord", "Aars"]
-DEV_TAILS = ["bro", "borg", "by", "dal", "ense", "ev", "foss", "fjord", "gard", "havn", "ik", "ing", "lev", "lund", "nes", "rup", "skog", "sted", "strand", "sund", "tved", "vig"]
-TEST_HEADS = ["Ace", "Bra", "Civi", "Cre", "Fi", "Fossa", "Ga", "Gros", "La", "Livo", "Mate", "Mode", "Orvi", "Pado", "Pesa", "Ra", "Rieti", "So", "Tera", "Tri", "Ur", "Vare", "Ve"]
-TEST_TAILS = ["dello", "fara", "gnano", "lana", "lerno", "lucca", "miglia", "mona", "nara", "nezza", "nova", "pavia", "rento", "sano", "sesto", "taro", "vena", "zzola"]
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+TRAIN_HEADS = _words(
+    "Al Ar Bar Bel Ber Bran Bre Cal Car Cor Dal Dar Del Dor El Fal Fen Gar Gil Gran Hal Har Hol Il Jor Kal Kel "
+    "Kin Lan Lor Mal Mar Mel Mor Nor Or Pel Pen Quar Ral Ren Ros Sal Sel Stan Tal Tar Ten Tor Ul Val Ver Vin Wal "
+    "Wel Wil Yar Zan Ash Brook Cliff Dun Ever Fox Glen Hart Iron Kings Long Moor Oak Raven Stone Thorn Wood"
+)
+TRAIN_JOINTS = _words("a an ar e en er i in ing is o on or u un um")
+TRAIN_TAILS = _words(
+    "bach berg bourne burg bury by cester dale den don field ford gate ham haven heim holm hurst land ley lin "
+    "loch mar mere mont more mouth nau ney nitz port quay ridge ros sand set shire ster stow tal ton vale ville "
+    "wald wick worth zell"
+)
+TRAIN_BEFORE = _words("North South East West New Old Upper Lower Saint Port Fort Great Little Mount Lake Castle")
+TRAIN_AFTER = _words(
+    "Springs Falls City Bay Hills Park Heights Beach Rapids Junction Point Harbour Grove Vale Cross Mills Bridge Wells"
+)
+TRAIN_LINKS = _words("in on upon of le de sur under am di")
+
+DEV_HEADS = _words("Aal Bjor Dro Eske Fred Gis Hjel Horn Kal Kris Lil Nak Od Ring Sil Skan Sor Svend Tro Vej Vord Aars")
+DEV_TAILS = _words(
+    "bro borg by dal ense ev foss fjord gard havn ik ing lev lund nes rup skog sted strand sund tved vig"
+)
+TEST_HEADS = _words(
+    "Ace Bra Civi Cre Fi Fossa Ga Gros La Livo Mate Mode Orvi Pado Pesa Ra Rieti So Tera Tri Ur Vare Ve"
+)
+TEST_TAILS = _words(
+    "dello fara gnano lana lerno lucca miglia mona nara nezza nova pavia rento sano sesto taro vena zzola"
+)
 
 _FROM_TRAIN = re.compile(f"(?:{'|'.join(TRAIN_HEADS)})(?:{'|'.join(TRAIN_JOINTS)})?(?:{'|'.join(TRAIN_TAILS)})")
 _HELD_OUT = re.compile(
@@ -26,8 +47,8 @@ _HELD_OUT = re.compile(
         for heads, tails in ((DEV_HEADS, DEV_TAILS), (TEST_HEADS, TEST_TAILS))
     )
 )
-_CONSONANTS = ["b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "ch", "cr", "dr", "fl", "gr", "kl", "pr", "sh", "sk", "st", "th", "tr"]
-_VOWELS = ["a", "e", "i", "o", "u", "ai", "au", "ea", "ie", "oa", "ou"]
+_CONSONANTS = _words("b c d f g h j k l m n p r s t v w z br ch cr dr fl gr kl pr sh sk st th tr")
+_VOWELS = _words("a e i o u ai au ea ie oa ou")
 
 
 def _syllables(rng: random.Random) -> str:

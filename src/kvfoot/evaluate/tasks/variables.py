@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from kvfoot.evaluate.tasks.draw import Draw
 from kvfoot.evaluate.tasks.phrases_train import ASSIGN_ONE
 from kvfoot.evaluate.tasks.sample import Draft, Turn
-import itertools
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

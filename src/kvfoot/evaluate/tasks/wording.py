@@ -81,7 +81,9 @@ class FixedWording:
     assignments: tuple[Assignments, ...]
     label_lines: tuple[str, ...]
     quotes: tuple[str, ...]
-    rows: tuple[tuple[str, str, str, str, str], ...]  # row, before a cell ({c}), after a cell, before and after the note
+    rows: tuple[
+        tuple[str, str, str, str, str], ...
+    ]  # row, before a cell ({c}), after a cell, before and after the note
     tables: tuple[str, ...]
 
     def title(self, draw: Draw) -> str:

@@ -120,12 +120,17 @@ class TrainWording:
         go = draw.pick(list(TRAVEL))
         adjective = draw.adjective() if draw.chance(0.4) else draw.pick(("quiet", "small", "fine", "rich", "remote"))
         if draw.chance(0.35):
-            line = f"{draw.fragment(1, 4)} {{a}} {draw.fragment(1, 4)} {{b}} {draw.pick(('by', 'with a', 'the'))} {{m}}.\n"
+            line = (
+                f"{draw.fragment(1, 4)} {{a}} {draw.fragment(1, 4)} {{b}} {draw.pick(('by', 'with a', 'the'))} {{m}}.\n"
+            )
             if draw.chance(0.3):
                 line = f"{draw.fragment(1, 3)} {{m}} {draw.fragment(1, 3)} {{a}} {draw.fragment(1, 3)} {{b}}.\n"
         else:
             line = draw.pick(phrases.PATH_LINE)
-            person, people = draw.pick(("One", "We", "People", "Anyone", "Travellers")), draw.pick(("one", "you", "people"))
+            person, people = (
+                draw.pick(("One", "We", "People", "Anyone", "Travellers")),
+                draw.pick(("one", "you", "people")),
+            )
             place = draw.pick(("town", "city", "place", "village", "port", "county"))
             for mark, text in (("x", adjective), ("p", place), ("y", person), ("y2", people), ("g", go), ("g2", go)):
                 line = line.replace("{" + mark + "}", text)
@@ -146,7 +151,11 @@ class TrainWording:
             end = draw.pick((".", ".", ";", ",", "\n"))
             base, hop = f" {base}{end}", f" {hop}{end}"
         else:
-            parts = [_maybe(draw, 0.6, draw.fragment(1, 3) + " "), draw.fragment(1, 4), _maybe(draw, 0.5, " " + draw.fragment(1, 3))]
+            parts = [
+                _maybe(draw, 0.6, draw.fragment(1, 3) + " "),
+                draw.fragment(1, 4),
+                _maybe(draw, 0.5, " " + draw.fragment(1, 3)),
+            ]
             order = ("{b}", "{a}") if draw.chance(0.7) else ("{a}", "{b}")
             hop = f" {parts[0]}{order[0]} {parts[1]} {order[1]}{parts[2]}."
             value = draw.fragment(1, 4) if draw.chance(0.4) else parts[1]
@@ -174,7 +183,10 @@ class TrainWording:
             if draw.chance(0.15):
                 before, after = self._opening(draw, tags)
             cells.append((named.format(t=tags[0], c=column) + before, after))
-        note = (draw.pick(("", "<p>", "<small>", "\n", " - ", "(")), draw.pick(("", "</p>", "</div>", "\n", "</li>", ")")))
+        note = (
+            draw.pick(("", "<p>", "<small>", "\n", " - ", "(")),
+            draw.pick(("", "</p>", "</div>", "\n", "</li>", ")")),
+        )
         return Markup(row + draw.pick(("", "\n")), tuple(cells), note)
 
     def _opening(self, draw: Draw, tags: list[str]) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Abilities of a checkpoint on the dev or the test side: every task by length, book text, and the effect of each head."""
+"""Abilities of a checkpoint on the dev or the test side: tasks by length, book text, and the effect of each head."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ def _make(job: tuple[str, int, int, int]) -> list[Encoded]:
     return _material[0].make(job)
 
 
-def make_sets(
-    material: Material, jobs: Sequence[tuple[str, int, int, int]], processes: int
-) -> list[list[Encoded]]:
+def make_sets(material: Material, jobs: Sequence[tuple[str, int, int, int]], processes: int) -> list[list[Encoded]]:
     """The samples of every job. `processes` > 1 forks: call it before CUDA is touched. Cut small, so all cores work."""
     if processes <= 1:
         return [material.make(job) for job in jobs]
@@ -130,10 +128,11 @@ def evaluate_recall(
         result = score(run(net, samples, length, rows(length)), find_task(name).metric)
         scores.setdefault(name, {})[str(length)] = result.record()
     for name, by_length in scores.items():
-        say(name.ljust(13) + "  ".join(
-            f"{int(length) // 1024}K {s['score']:.3f} [{s['low']:.2f} {s['high']:.2f}] u{s['units']:.3f} nll {s['nll']:.3f}"
+        cells_of = [
+            f"{int(length) // 1024}K {s['score']:.3f} [{s['low']:.2f} {s['high']:.2f}] units {s['units']:.3f}"
             for length, s in by_length.items()
-        ))  # fmt: skip
+        ]
+        say(name.ljust(13) + "  ".join(cells_of))
     characters = {name: len(text) + 1 for name, text in corpus.books.items()}
     text = {
         str(length): book_nats(net, books, characters, length, rows(length))

@@ -1,4 +1,4 @@
-"""`train_recall`: the loop. Everything a step does is a function of the step (plan.py, feed.py), so it resumes exactly."""
+"""`train_recall`: the loop. What a step does is a function of the step (plan.py, feed.py), so it resumes exactly."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ class Probe:
         self.jobs = [(name, 8192, 12, 7) for name in PROBES if longest >= 8192]
         self.jobs = [("keys4", 2048 if longest >= 2048 else 512, 16, 7), *self.jobs]
         if longest >= 16384:
-            self.jobs += [(name, 16384, 8, 7) for name in ("keys16", "multivalue", "variables", "chain", "path", "table")]
+            self.jobs += [
+                (name, 16384, 8, 7) for name in ("keys16", "multivalue", "variables", "chain", "path", "table")
+            ]
         material = Material(read_corpus(options.data, "dev"), tokenizer)
         self.pool = multiprocessing.get_context("fork").Pool(2, one_thread) if options.workers else None
         self.made: Callable[[], list[list[Encoded]]] = lambda: [material.make(job) for job in self.jobs]

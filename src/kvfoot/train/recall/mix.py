@@ -1,4 +1,4 @@
-"""What training documents are made of: shares of the families, and the groups that share retrieval heads (spread.py)."""
+"""What training documents are made of: shares of the families, and the groups that share heads (spread.py)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of documents. All documents of a row come from one group, or are book text."""
+    """Relative shares of documents, and `book`: of all documents. All documents of a row come from one group, or are book text."""
 
     name: str
     book: float

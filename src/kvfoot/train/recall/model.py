@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kvfoot.train.recall.mix import GROUPS
 from kvfoot.train.recall.options import ModelShape
-from kvfoot.train.recall.spread import BLOCK, Router, near_attention
+from kvfoot.train.recall.spread import BLOCK, Head, Router, near_attention
 
 Parameters = dict[str, torch.Tensor]
 # in this order: cuDNN is the fastest on an H100 (131K tokens, 6 heads, forward + backward: 12.9 ms at 16K; flash 20.7)
@@ -94,8 +94,21 @@ def weighted_nll(
     return (nll * weight).sum(), nll.detach()
 
 
+class Streaming(NamedTuple):
+    """KV heads turned into streaming heads: (layer, head) pairs and what they may see, mask [T, T], True for seen."""
+
+    heads: frozenset[Head]
+    mask: torch.Tensor
+
+
+def streaming_mask(length: int, sinks: int, window: int, device: torch.device) -> torch.Tensor:
+    """[T, T]: the first `sinks` positions and the last `window`, itself included."""
+    i = torch.arange(length, device=device)
+    return (i[None] <= i[:, None]) & ((i[None] < sinks) | (i[:, None] - i[None] < window))
+
+
 class Net:
-    """Parameters and the functions above. `restrict` in `hidden`: see `_attend`."""
+    """Parameters and the functions above. `far` and `streaming` in `hidden`: see `_attend`."""
 
     def __init__(self, shape: ModelShape, parameters: Parameters, dtype: torch.dtype, compiled: bool = False) -> None:
         self.shape, self.parameters, self.dtype = shape, parameters, dtype
@@ -141,26 +154,29 @@ class Net:
 
     def _attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: int, layer: int,
-        far: torch.Tensor | None, ablate: tuple[int, int, torch.Tensor] | None,
+        far: torch.Tensor | None, streaming: Streaming | None,
     ) -> torch.Tensor:  # fmt: skip
-        """far: a routed batch. ablate: (layer, KV head, mask [T, T]), one head turned into a streaming head."""
+        """far: a routed batch. streaming: KV heads that read through a mask [T, T] instead of everything."""
         q, k, v = (x.view(-1, length, x.shape[1], self.shape.head_dim).transpose(1, 2) for x in (q, k, v))
         if far is not None and length % BLOCK == 0 and length > BLOCK:
             out = self._routed(q, k, v, layer, far)
         else:
             out = self._full(q, k, v)
-        if ablate is not None and ablate[0] == layer:
-            head, group = ablate[1], self.shape.group
-            at = slice(head * group, (head + 1) * group)
-            keys, values = (x[:, head : head + 1].expand(-1, group, -1, -1) for x in (k, v))
-            with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-                out = out.clone()
-                out[:, at] = F.scaled_dot_product_attention(q[:, at], keys, values, attn_mask=ablate[2])
+        if streaming is not None:
+            group = self.shape.group
+            for head in sorted(head for at, head in streaming.heads if at == layer):
+                queries = slice(head * group, (head + 1) * group)
+                keys, values = (x[:, head : head + 1].expand(-1, group, -1, -1) for x in (k, v))
+                with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+                    out = out.clone()
+                    out[:, queries] = F.scaled_dot_product_attention(
+                        q[:, queries], keys, values, attn_mask=streaming.mask
+                    )
         return out.transpose(1, 2).reshape(-1, self.shape.heads * self.shape.head_dim)
 
     def hidden(
         self, tokens: torch.Tensor, far: torch.Tensor | None = None,
-        ablate: tuple[int, int, torch.Tensor] | None = None,
+        streaming: Streaming | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """tokens [rows, T] -> the last residual stream [N, D], before the final norm."""
         rows, length = tokens.shape
@@ -174,7 +190,7 @@ class Net:
                 *(p[f"{a}self_attn.{name}.weight"] for name in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm")),
                 cos, sin, eps,
             )  # fmt: skip
-            out = self._attend(q, k, v, length, layer, far, ablate)
+            out = self._attend(q, k, v, length, layer, far, streaming)
             x = self.after(
                 x, out, p[a + "self_attn.o_proj.weight"], p[a + "post_attention_layernorm.weight"],
                 *(p[f"{a}mlp.{name}.weight"] for name in ("gate_proj", "up_proj", "down_proj")),
@@ -199,4 +215,6 @@ class Net:
     def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
         """fp32 logits of some rows of `hidden`."""
         p = self.parameters
-        return (rms_norm(x_ND, p["model.norm.weight"], self.shape.eps) @ p["model.embed_tokens.weight"].to(x_ND.dtype).t()).float()
+        return (
+            rms_norm(x_ND, p["model.norm.weight"], self.shape.eps) @ p["model.embed_tokens.weight"].to(x_ND.dtype).t()
+        ).float()

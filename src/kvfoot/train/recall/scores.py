@@ -6,6 +6,7 @@ word; for long outputs, units before the first wrong one are what a free-running
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,9 +19,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from kvfoot.evaluate.tasks.sample import Sample
-from kvfoot.train.recall.model import Net
+from kvfoot.train.recall.model import Net, Streaming, streaming_mask
 from kvfoot.train.recall.vocab import ASSISTANT, BOS, END, USER
-import itertools
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,7 @@ class Outcome:
 
 
 @torch.no_grad()
-def run(
-    net: Net, samples: Sequence[Encoded], length: int, rows: int, ablate: tuple[int, int, torch.Tensor] | None = None
-) -> Outcome:
+def run(net: Net, samples: Sequence[Encoded], length: int, rows: int, streaming: Streaming | None = None) -> Outcome:
     """One pass over every sample, `rows` at a time, padded to `length`."""
     device = net.parameters["model.norm.weight"].device
     right, nll, owner, turn = [], [], [], []
@@ -91,7 +89,7 @@ def run(
         for row, sample in enumerate(part):
             batch[row, : len(sample.tokens)] = sample.tokens
         tokens = torch.from_numpy(batch).to(device)
-        x = net.hidden(tokens, ablate=ablate)
+        x = net.hidden(tokens, streaming=streaming)
         spans = [(row, *unit) for row, sample in enumerate(part) for unit in sample.units]
         at = torch.tensor([row * length + t - 1 for row, a, b, _ in spans for t in range(a, b)], device=device)
         logits = net.logits(x[at])
@@ -179,15 +177,14 @@ def head_effects(
 ) -> dict[str, Any]:
     """Every KV head in turn sees only sinks and a window: change of answer nll in nats a token, by task."""
     device = net.parameters["model.norm.weight"].device
-    i = torch.arange(length, device=device)
-    mask = (i[None] <= i[:, None]) & ((i[None] < sinks) | (i[:, None] - i[None] < window))
+    mask = streaming_mask(length, sinks, window, device)
     base = {name: run(net, samples, length, rows) for name, samples in sets.items()}
     heads: dict[str, dict[str, Any]] = {}
     for layer in range(net.shape.layers):
         for head in range(net.shape.kv_heads):
             found = {}
             for name, samples in sets.items():
-                got = run(net, samples, length, rows, (layer, head, mask))
+                got = run(net, samples, length, rows, Streaming(frozenset({(layer, head)}), mask))
                 by_sample = np.array(
                     [(got.nll - base[name].nll)[got.sample == index].mean() for index in range(len(samples))]
                 )
@@ -197,5 +194,7 @@ def head_effects(
                     "units": round(float(got.right.mean()), 4),
                 }
             heads[f"{layer}.{head}"] = found
-    full = {n: {"nll": round(float(b.nll.mean()), 4), "units": round(float(b.right.mean()), 4)} for n, b in base.items()}
+    full = {
+        n: {"nll": round(float(b.nll.mean()), 4), "units": round(float(b.right.mean()), 4)} for n, b in base.items()
+    }
     return {"length": length, "sinks": sinks, "window": window, "base": full, "heads": heads}

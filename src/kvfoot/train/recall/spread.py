@@ -32,7 +32,9 @@ def routes(layers: int, kv_heads: int, groups: int) -> tuple[tuple[Head, ...], .
     if (layers, kv_heads, groups) == (8, 3, len(ROUTES)):
         return ROUTES
     heads = [(layer, head) for layer in range(layers // 4, layers) for head in range(kv_heads)]
-    return tuple(tuple(heads[index] for index in range(len(heads)) if index % groups == group) for group in range(groups))
+    return tuple(
+        tuple(heads[index] for index in range(len(heads)) if index % groups == group) for group in range(groups)
+    )
 
 
 class Router:

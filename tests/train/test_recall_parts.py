@@ -1,0 +1,194 @@
+"""The pieces of the recipe: rows, schedule, near attention, optimizer, and the forward pass against transformers."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+from kvfoot.core.errors import UsageError
+from kvfoot.evaluate.tasks.corpus import read_corpus
+from kvfoot.evaluate.tasks.wording_train import TrainWording
+from kvfoot.train.recall.books import encode_books
+from kvfoot.train.recall.checkpoint import load_model, save_model
+from kvfoot.train.recall.mix import FAMILIES, GROUPS, MIXES
+from kvfoot.train.recall.model import Net, init_parameters, streaming_mask
+from kvfoot.train.recall.muon import orthogonal
+from kvfoot.train.recall.options import ModelShape, Recipe
+from kvfoot.train.recall.plan import Plan
+from kvfoot.train.recall.scores import wilson
+from kvfoot.train.recall.spread import BLOCK, ROUTES, Router, near_attention, routes
+from kvfoot.train.recall.vocab import ASSISTANT, BOS, END, SPECIALS, USER, train_tokenizer
+from kvfoot.train.recall.writer import ANSWER, Writer
+
+SHAPE = ModelShape(vocabulary=512, layers=4, width=64, heads=4, kv_heads=2, head_dim=16, mlp=96, positions=1024)
+
+
+@pytest.fixture(scope="module")
+def writer(data):
+    corpus = read_corpus(data, "train")
+    tokenizer = train_tokenizer(corpus.books.values(), 512)
+    return Writer(tokenizer, encode_books(corpus.books, tokenizer), corpus, TrainWording())
+
+
+def test_digits_and_capitals_stand_alone(writer):
+    tokens = writer.tokenizer.encode("XKQP 4711").tokens
+    assert tokens == ["X", "K", "Q", "P", "Ġ", "4", "7", "1", "1"]
+    assert writer.tokenizer.decode(writer.tokenizer.encode(" a XK-b 12é\n").ids) == " a XK-b 12é\n"
+    assert writer.tokenizer.get_vocab_size() == 512
+    assert [writer.tokenizer.token_to_id(text) for text in SPECIALS] == list(range(16))
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_documents_have_their_form(writer, family):
+    from kvfoot.evaluate.tasks.draw import Draw
+
+    draw = Draw(f"form/{family}", writer.corpus, writer.wording, writer.count)
+    module = FAMILIES[family]
+    draft = None
+    while draft is None:
+        draft = module.draft(draw, module.vary(draw, 1500), 1500)
+    document = writer.assemble(draw, draft, 1500)
+    tokens, codes = document.tokens.tolist(), document.codes.tolist()
+    assert tokens[:2] == [BOS, USER]
+    assert tokens[-1] == END
+    assert codes[-1] == ANSWER
+    assert tokens.count(ASSISTANT) == tokens.count(END) == tokens.count(USER)
+    # an answer is what stands between <|assistant|> and <|end|>, and nothing else is
+    spoken = False
+    for token, code in zip(tokens, codes, strict=True):
+        assert (code == ANSWER) == spoken
+        spoken = (spoken or token == ASSISTANT) and token != END
+    first = tokens.index(ASSISTANT)
+    assert writer.tokenizer.decode(tokens[first + 1 : tokens.index(END)]) == draft.turns[0].answer
+
+
+def test_pieces_encode_as_the_whole_text_does(writer):
+    rows = [writer.row(f"whole/{i}", 600, MIXES["main"]) for i in range(60)]
+    same = 0
+    for row in rows:
+        text = writer.tokenizer.decode(row.tokens.tolist(), skip_special_tokens=False)
+        same += writer.tokenizer.encode(text).ids == row.tokens.tolist()
+    assert same >= 45  # the rest are cut in the middle of a word, or a mark stands beside an item
+
+
+def test_a_row_is_a_function_of_its_seed(writer):
+    a, b, c = (writer.row(seed, 768, MIXES["start"]) for seed in ("x", "x", "y"))
+    assert len(a.tokens) == len(a.codes) == 768
+    assert np.array_equal(a.tokens, b.tokens)
+    assert not np.array_equal(a.tokens, c.tokens)
+    assert {writer.row(f"g{i}", 512, MIXES["main"]).group for i in range(40)} == set(range(len(GROUPS)))
+
+
+def test_mixes_add_up_and_name_known_families():
+    grouped = [family for group in GROUPS for family in group]
+    assert sorted(grouped) == sorted(FAMILIES)
+    for mix in MIXES.values():
+        assert set(mix.shares) <= set(FAMILIES)
+        for group in range(len(GROUPS)):
+            assert sum(mix.of_group(group).values()) == pytest.approx(1.0)
+
+
+def test_a_plan_lasts_its_minutes_and_decays():
+    plan = Plan(Recipe(minutes=10))
+    assert plan.elapsed(plan.steps) == pytest.approx(10 * 60 - 90, rel=0.01)
+    assert plan.at(0).scale == pytest.approx(1 / 60)
+    assert plan.at(100).scale == 1.0
+    assert plan.at(plan.steps - 1).scale == pytest.approx(0.02)
+    assert plan.at(0).length == 512
+    assert {plan.at(step).length for step in range(plan.ends[2], plan.ends[3])} == {4096, 16384}
+    assert plan.at(777) == Plan(Recipe(minutes=10)).at(777)
+    routed = [plan.at(step).routed for step in range(plan.ends[2], plan.ends[3])]
+    assert 0.4 < sum(routed) / len(routed) < 0.6
+    assert not any(plan.at(step).routed for step in range(plan.ends[3], plan.steps))
+    with pytest.raises(UsageError, match="did you mean recall"):
+        Plan(Recipe(plan="recal"))
+    with pytest.raises(UsageError, match="multiple of 16384"):
+        Plan(Recipe(batch=65536))
+
+
+@pytest.mark.parametrize("offset", [0, BLOCK // 2, 37])
+def test_near_attention_is_attention_within_blocks(offset):
+    torch.manual_seed(offset)
+    q, k, v = (torch.randn(2, 3, 3 * BLOCK, 8) for _ in range(3))
+    got = near_attention(lambda a, b, c: F.scaled_dot_product_attention(a, b, c, is_causal=True), q, k, v, offset)
+    i = torch.arange(3 * BLOCK)
+    block = (i - offset).div(BLOCK, rounding_mode="floor")
+    seen = (i[None] <= i[:, None]) & (block[:, None] == block[None])
+    torch.testing.assert_close(got, F.scaled_dot_product_attention(q, k, v, attn_mask=seen), atol=1e-6, rtol=0)
+
+
+def test_routes_give_every_group_its_own_heads():
+    assert len({head for heads in ROUTES for head in heads}) == 15
+    router = Router(8, 3, len(GROUPS))
+    assert router.table.sum((0, 1, 2)).item() == 15
+    assert router.far[0] == []
+    assert router.far[3] == [0, 1, 2]
+    assert sorted(head for heads in routes(4, 2, 5) for head in heads) == [(a, b) for a in (1, 2, 3) for b in (0, 1)]
+
+
+def test_a_routed_row_sees_far_through_its_heads_only():
+    parameters = init_parameters(SHAPE, 1, 1.4)
+    for name, value in parameters.items():
+        parameters[name] = value + 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name)))
+    net = Net(SHAPE, parameters, torch.float32)
+    tokens = torch.randint(0, 512, (5, 768), generator=torch.Generator().manual_seed(3))
+    far = net.router.rows(torch.arange(5))
+    routed, free = net.hidden(tokens, far).view(5, 768, -1), net.hidden(tokens).view(5, 768, -1)
+    torch.testing.assert_close(routed[:, : BLOCK // 2], free[:, : BLOCK // 2], atol=1e-5, rtol=1e-5)
+    assert (routed - free)[:, BLOCK:].abs().max() > 1e-3
+    everything = torch.ones_like(far)
+    mine = net.hidden(tokens, everything).view(5, 768, -1)
+    assert net.router.far[0] == []  # the first layer stays near
+    assert (mine - free).abs().max() > 1e-4
+
+
+def test_streaming_mask_is_sinks_and_window():
+    mask = streaming_mask(10, 2, 3, torch.device("cpu"))
+    assert mask[9].tolist() == [True, True, *[False] * 5, True, True, True]
+    assert mask.sum(1).tolist() == [1, 2, 3, 4, 5, 5, 5, 5, 5, 5]
+
+
+def test_muon_updates_have_singular_values_near_one():
+    torch.manual_seed(0)
+    for shape in ((2, 48, 32), (1, 32, 96)):
+        values = torch.linalg.svdvals(orthogonal(torch.randn(*shape)))
+        assert values.min() > 0.4
+        assert values.max() < 1.4
+
+
+def test_the_forward_pass_is_that_of_transformers(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    parameters = init_parameters(SHAPE, 7, 1.4)
+    generator = torch.Generator().manual_seed(8)
+    parameters = {
+        name: value + 0.05 * torch.randn(value.shape, generator=generator) for name, value in parameters.items()
+    }
+    save_model(parameters, SHAPE, tmp_path)
+    shape, rounded = load_model(tmp_path)
+    assert shape == SHAPE
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    tokens = torch.randint(0, 512, (2, 300), generator=generator)
+    net = Net(shape, rounded, torch.float32)
+    with torch.no_grad():
+        theirs = model(tokens).logits
+        ours = net.logits(net.hidden(tokens)).view(theirs.shape)
+    assert (ours - theirs).abs().max() < 1e-4
+    _, nll = net.loss(tokens, torch.ones(2, 300))
+    expected = F.cross_entropy(theirs[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(2, -1)
+    torch.testing.assert_close(nll[:, :-1], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_wilson_intervals():
+    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-3)
+    assert wilson(1.0, 200)[0] == pytest.approx(0.9812, abs=1e-3)
+
+
+def test_a_saved_tokenizer_reads_back(tmp_path, writer):
+    from kvfoot.train.recall.vocab import save_tokenizer
+
+    save_tokenizer(writer.tokenizer, tmp_path, 1024)
+    assert (
+        Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("a 12").ids == writer.tokenizer.encode("a 12").ids
+    )
