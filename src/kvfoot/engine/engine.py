@@ -49,6 +49,8 @@ class Engine:
 
         poison fills freed pages with NaN (tests). Raises UsageError for a model that is not supported.
         """
+        if page_size < 1:
+            raise UsageError(f"page_size={page_size}: give at least 1 entry per page")
         self.geometry: Geometry = geometry_of(model)
         self.model, self.tokenizer, self.name, self.revision = model.eval(), tokenizer, name, revision
         self.backend: Backend = choose(backend) if backend is None or isinstance(backend, str) else backend
