@@ -45,7 +45,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True)
 class Mix:
-    """Relative shares of documents, and `book`: of all documents. All documents of a row come from one group, or are book text."""
+    """Relative shares of documents; `book`: share of book text. A row holds documents of one group, and book text."""
 
     name: str
     book: float

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from kvfoot.evaluate.tasks.sample import Sample
 from kvfoot.train.recall.model import Net, Streaming, streaming_mask
+from kvfoot.train.recall.spread import Head
 from kvfoot.train.recall.vocab import ASSISTANT, BOS, END, USER
 
 
@@ -198,3 +199,31 @@ def head_effects(
         n: {"nll": round(float(b.nll.mean()), 4), "units": round(float(b.right.mean()), 4)} for n, b in base.items()
     }
     return {"length": length, "sinks": sinks, "window": window, "base": full, "heads": heads}
+
+
+@torch.no_grad()
+def spared_heads(
+    net: Net,
+    sets: dict[str, list[Encoded]],
+    length: int,
+    rows: int,
+    order: Sequence[Head],
+    counts: Sequence[int],
+    sinks: int = 128,
+    window: int = 256,
+) -> dict[str, Any]:
+    """The first `count` heads of `order` see everything and all others stream: answer nll and units right, by task.
+
+    The other side of `head_effects`: a head whose loss others make up for has no effect there and is needed here.
+    """
+    mask = streaming_mask(length, sinks, window, net.parameters["model.norm.weight"].device)
+    every = {(layer, head) for layer in range(net.shape.layers) for head in range(net.shape.kv_heads)}
+    found: dict[str, Any] = {}
+    for count in counts:
+        streaming = Streaming(frozenset(every - set(order[:count])), mask)
+        outcomes = {name: run(net, samples, length, rows, streaming) for name, samples in sets.items()}
+        found[str(count)] = {
+            name: {"nll": round(float(got.nll.mean()), 4), "units": round(float(got.right.mean()), 4)}
+            for name, got in outcomes.items()
+        }
+    return {"length": length, "order": [f"{layer}.{head}" for layer, head in order], "full_heads": found}
