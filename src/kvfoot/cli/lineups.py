@@ -75,8 +75,8 @@ LINEUPS: dict[str, LineUp] = {
         runs=(
             Run("full"),
             Run("snapkv", "0.25", options={"window": "8", "kernel": "7", "pool": "max"}),
-            Run("h2o", "0.25"),
-            Run("streaming", "0.25"),
+            Run("h2o", "0.25", "chunk"),
+            Run("streaming", "0.25", "chunk"),
         ),
         max_new_tokens=24,
     ),
