@@ -96,9 +96,8 @@ def main() -> None:
             say=lambda text: print(text, flush=True),
         )
         found["versions"] = versions()
-        found["commit"] = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        found["commit"] = git.stdout.strip() if git.returncode == 0 else "unknown"
         (report / f"{given.evaluate}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

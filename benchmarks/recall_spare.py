@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -18,7 +19,7 @@ from kvfoot.evaluate.tasks import read_corpus
 from kvfoot.train.recall.evaluation import Material, shipped
 from kvfoot.train.recall.scores import spared_heads
 
-COUNTS = (0, 1, 2, 4, 6, 10, 24)
+COUNTS = (0, 1, 2, 4, 8, 15)
 
 
 def main() -> None:
@@ -37,10 +38,13 @@ def main() -> None:
     heads = [(int(layer), int(head)) for layer, head in (name.split(".") for name in order)]
     net = shipped(given.model, torch.device("cpu"))
     material = Material(read_corpus(given.data, "dev"), Tokenizer.from_file(str(given.model / "tokenizer.json")))
-    sets = {name: material.make((name, 2048, 4, 11)) for name in ("keys16", "chain", "path")}
-    record = spared_heads(net, sets, 2048, 2, heads, COUNTS)
-    for count, tasks in record["full_heads"].items():
-        print(count.rjust(3), {name: (got["nll"], got["units"]) for name, got in tasks.items()}, flush=True)
+    sets = {name: material.make((name, 2048, 3, 11)) for name in ("keys16", "chain", "path")}
+    record: dict[str, Any] = {}
+    for count in COUNTS:
+        found = spared_heads(net, sets, 2048, 2, heads, [count])
+        tasks = found["full_heads"][str(count)]
+        print(str(count).rjust(3), {name: (got["nll"], got["units"]) for name, got in tasks.items()}, flush=True)
+        record = {**found, "full_heads": {**record.get("full_heads", {}), **found["full_heads"]}}
     if given.out:
         given.out.write_text(json.dumps(record, indent=1) + "\n")
 

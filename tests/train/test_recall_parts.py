@@ -192,3 +192,14 @@ def test_a_saved_tokenizer_reads_back(tmp_path, writer):
     assert (
         Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("a 12").ids == writer.tokenizer.encode("a 12").ids
     )
+
+
+def test_a_table_may_have_columns_that_are_not_asked_for(writer):
+    from kvfoot.evaluate.tasks import table
+    from kvfoot.evaluate.tasks.draw import Draw
+
+    draw = Draw("extra", writer.corpus, writer.wording, writer.count)
+    draft = table.draft(draw, table.TableShape(5, None, 2, 0, False, 2), 1500)
+    rows = [unit.rstrip("\n").split("\t") for unit in draft.turns[0].units]
+    assert [len(row) for row in rows] == [2] * 5
+    assert all(cell in draft.items[0] for row in rows for cell in row)

@@ -10,28 +10,39 @@ from kvfoot.evaluate.tasks.sample import Draft, Turn
 
 @dataclass(frozen=True)
 class TableShape:
-    """note: tokens of running text after each record; None spreads the rows over the whole room."""
+    """note: tokens of running text after each record; None spreads the rows over the whole room.
+
+    extra: columns that the records have and the question does not name.
+    """
 
     rows: int = 40
     kinds: tuple[str, ...] | None = None
     columns: int = 3
     note: int | None = None
     filler: bool = False
+    extra: int = 0
 
 
 def vary(draw: Draw, room: int) -> TableShape:
-    """3 to 48 rows, 2 to 4 columns; notes of none, of a few tokens, or (half of the time) to the end of the room."""
+    """3 to 48 rows, 2 to 4 columns and up to 2 not asked for; no notes, short ones, or (mostly) over the whole room."""
     note = draw.weighted({0: 0.12, 1: 0.28, 2: 0.6})
+    extra = draw.between(1, 2) if draw.chance(0.4) else 0
     rows = draw.between(3, 48) if draw.chance(0.7) else 40
     length = None if note == 2 else 0 if note == 0 else draw.log_between(4, 300)
-    return TableShape(rows, None, draw.between(2, 4), length, length is not None and draw.chance(0.5))
+    return TableShape(rows, None, draw.between(2, 4), length, length is not None and draw.chance(0.5), extra)
 
 
 def draft(draw: Draw, shape: TableShape, room: int) -> Draft | None:
     first = {"word": 0.25, "words": 0.4, "number": 0.2, "town": 0.15} if draw.training else {"words": 1.0}
     other = {"word": 0.35, "words": 0.25, "number": 0.25, "town": 0.15}
-    kinds = shape.kinds or (draw.weighted(first), *(draw.weighted(other) for _ in range(shape.columns - 1)))
+    kinds = shape.kinds or (
+        draw.weighted(first),
+        *(draw.weighted(other) for _ in range(shape.columns + shape.extra - 1)),
+    )
     names = draw.distinct(draw.noun, len(kinds))
+    asked = list(range(len(kinds)))
+    if shape.extra:
+        asked = sorted(draw.shuffled(asked)[: -shape.extra])
     markup, ask = draw.wording.markup(draw, names), draw.wording.table(draw)
 
     def record() -> list[str]:
@@ -48,8 +59,8 @@ def draft(draw: Draw, shape: TableShape, room: int) -> Draft | None:
     records = [record() for _ in range(rows)]
     notes = _notes(draw, rows, length)
     block = "".join(markup.render(cells, note) for cells, note in zip(records, notes, strict=True))
-    units = tuple("\t".join(cells) + "\n" for cells in records)
-    turn = Turn(ask.format(c=", ".join(names)), units)
+    units = tuple("\t".join(cells[column] for column in asked) + "\n" for cells in records)
+    turn = Turn(ask.format(c=", ".join(names[column] for column in asked)), units)
     return Draft("", (f"\n{block}",), (turn,), scatter=shape.filler, metadata={"rows": rows, "note": length})
 
 

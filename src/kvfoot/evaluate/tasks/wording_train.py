@@ -75,7 +75,7 @@ class TrainWording:
         return Lookup(item, question(draw, phrases.ASK_CORE))
 
     def passkey(self, draw: Draw) -> Lookup:
-        if draw.chance(0.5):
+        if draw.chance(0.65):
             item, ask = carrier(draw)
             return Lookup(item.replace("{t} ", "").replace("{k}", "the {t}"), ask.replace("{k}", "the {t}"))
         return Lookup(draw.pick(phrases.PASSKEY_ITEM), draw.pick(phrases.PASSKEY_ASK))
@@ -119,11 +119,14 @@ class TrainWording:
     def path(self, draw: Draw) -> Lookup:
         go = draw.pick(list(TRAVEL))
         adjective = draw.adjective() if draw.chance(0.4) else draw.pick(("quiet", "small", "fine", "rich", "remote"))
-        if draw.chance(0.35):
+        if draw.chance(0.6):
             line = (
                 f"{draw.fragment(1, 4)} {{a}} {draw.fragment(1, 4)} {{b}} {draw.pick(('by', 'with a', 'the'))} {{m}}.\n"
             )
-            if draw.chance(0.3):
+            kind = draw.rng.random()
+            if kind < 0.3:
+                line = f"{draw.fragment(1, 4)} {{a}} {draw.fragment(1, 2)} {{m}} {draw.fragment(1, 4)} {{b}}.\n"
+            elif kind < 0.5:
                 line = f"{draw.fragment(1, 3)} {{m}} {draw.fragment(1, 3)} {{a}} {draw.fragment(1, 3)} {{b}}.\n"
         else:
             line = draw.pick(phrases.PATH_LINE)
@@ -143,7 +146,7 @@ class TrainWording:
         return Lookup(line, ask)
 
     def variables(self, draw: Draw) -> Assignments:
-        if draw.chance(0.4):
+        if draw.chance(0.3):
             base, hop = draw.pick(phrases.ASSIGN)
             if draw.chance(0.5):  # a word in capitals before every name, so that not all that is in capitals is a name
                 mark = draw.pick(("LET", "NAME", draw.word().upper(), draw.word().capitalize(), draw.word()))
@@ -167,7 +170,7 @@ class TrainWording:
         return Assignments(base, hop, ask)
 
     def labels(self, draw: Draw) -> str:
-        return "{w} " + (draw.pick(phrases.LABEL_SEPARATOR) if draw.chance(0.7) else draw.fragment(1, 2))
+        return "{w} " + (draw.pick(phrases.LABEL_SEPARATOR) if draw.chance(0.4) else draw.fragment(1, 3))
 
     def quote(self, draw: Draw) -> str:
         return draw.pick(phrases.QUOTE) if draw.chance(0.7) else draw.fragment() + ":"

@@ -48,6 +48,16 @@ PLANS: dict[str, Schedule] = {
             Phase(1.00, {16384: 0.6, 8192: 0.25, 4096: 0.15}, TAIL, 0.0),
         )
     ),
+    # not run yet: every head free from the start (docs/decisions/0020, what to try next)
+    "free": Schedule(
+        (
+            Phase(0.035, {512: 1.0}, START),
+            Phase(0.22, {2048: 1.0}, MAIN),
+            Phase(0.45, {8192: 0.75, 2048: 0.25}, MAIN),
+            Phase(0.80, {16384: 0.7, 4096: 0.3}, MAIN),
+            Phase(1.00, {16384: 0.6, 8192: 0.25, 4096: 0.15}, TAIL),
+        )
+    ),
     # from a finished or unfinished model: the weak families, long contexts, every head free, falling rates
     "tail": Schedule((Phase(1.00, {16384: 0.5, 8192: 0.3, 4096: 0.2}, TAIL),), decay_from=0.0),
     "tiny": Schedule((Phase(0.5, {256: 1.0}, START, 1.0), Phase(1.0, {512: 0.5, 256: 0.5}, MAIN, 0.5))),
