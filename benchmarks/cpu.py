@@ -108,15 +108,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24, help="decode steps")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--variants", default="full,snapkv keep=0.25 post,snapkv keep=0.25 chunk", help="or all")
     parser.add_argument("--out", help="JSON record")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    chosen = list(VARIANTS) if args.variants == "all" else args.variants.split(",")
     plain = model_of(args.model, args.dtype)
     engine = Engine(copy.deepcopy(plain), name=args.model)
     engine.model.generation_config.eos_token_id = None  # every variant decodes the same number of steps
     vocabulary = plain.config.vocab_size
     tokens = torch.randint(10, vocabulary, (args.context,), generator=torch.Generator().manual_seed(0))
-    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in ("transformers", *VARIANTS)}
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in ("transformers", *chosen)}
     whole: list[float] = []
     records: dict[str, Any] = {}
     for round_ in range(args.rounds + 1):  # the first round warms up
@@ -126,6 +128,7 @@ def main() -> None:
                 pair = transformers_run(plain, tokens.tolist(), args.steps)
             else:
                 *pair, records[name] = kvfoot_run(engine, tokens.tolist(), args.steps, VARIANTS[name])
+            print(f"round {round_} {name:<28}{pair[0]:>9.3f} s{pair[1] * 1e3:>9.2f} ms", flush=True)
             if round_:
                 runs[name].append(tuple(pair))
         if round_:

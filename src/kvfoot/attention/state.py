@@ -19,7 +19,7 @@ class State:
 
 def merge(a: State, b: State) -> State:
     """Attention over the union of two disjoint parts. Associative, commutative; empty parts change nothing."""
-    lse = torch.logaddexp(a.lse, b.lse)
-    base = torch.where(lse.isinf(), 0.0, lse)
-    out = a.out * (a.lse - base).exp()[..., None] + b.out * (b.lse - base).exp()[..., None]
-    return State(out, lse)
+    share = torch.sigmoid(b.lse - a.lse).nan_to_num(0.0)  # of b; two empty parts: -inf - -inf
+    return State(
+        torch.lerp(a.out.to(share.dtype), b.out.to(share.dtype), share[..., None]), torch.logaddexp(a.lse, b.lse)
+    )

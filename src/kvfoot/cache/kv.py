@@ -92,8 +92,14 @@ class KVCache:
         size = self.pool.page_size
         after = rows.lens + new if cut is None else cut.kept(rows.lens, new)
         growth = -(-after // size) - -(-rows.lens // size)
-        copies = sum(self.pool.count_shared(ids) for layer in rows.pages for ids in layer) if rows.forked else 0
-        return int(np.maximum(growth, 0).sum()) + copies
+        return int(np.maximum(growth, 0).sum()) + (self._copies(rows, cut) if rows.forked else 0)
+
+    def _copies(self, rows: Rows, cut: Cut | None) -> int:
+        """Shared pages that a pass may write to: any where entries or planes are rewritten, else a partial last."""
+        if len(self.pool.planes) > 1 or (cut is not None and cut.scope == "all"):
+            return sum(self.pool.count_shared(ids) for layer in rows.pages for ids in layer)
+        partial = rows.lens % self.pool.page_size > 0
+        return sum(self.pool.count_shared(rows.pages[i][h][-1:]) for i, h in np.argwhere(partial).tolist())
 
     def settle(self) -> None:
         """Keep no memory but the pool's: a prompt's scratch is as large as one of its layers."""

@@ -68,6 +68,10 @@ def method(name: str | Method, options: Mapping[str, Any] | None = None) -> Meth
 
 
 def _read(name: str, key: str, value: Any, kind: Any) -> Any:
+    if type(None) in get_args(kind):
+        if value is None or value in ("none", "None"):
+            return None
+        kind = next(k for k in get_args(kind) if k is not type(None))
     choices = get_args(kind)
     if choices and all(isinstance(c, str) for c in choices):
         if value not in choices:

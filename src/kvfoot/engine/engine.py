@@ -19,7 +19,7 @@ from kvfoot.engine.account import record
 from kvfoot.engine.clock import Clock
 from kvfoot.engine.prompts import check_length, encode, text, uses_chat
 from kvfoot.engine.result import Interrupted, Result
-from kvfoot.engine.runner import Listener, Runner, peak_pages
+from kvfoot.engine.runner import Listener, Runner, peak_pages, session_pages
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
 from kvfoot.engine.session import Session
@@ -151,7 +151,7 @@ class Engine:
         chat = uses_chat(self.tokenizer, chat)
         config = self.config(chosen, limits, chunk, 0, Sampling()) | {"chat": chat}
         return Session(
-            self.runner([plan] * 2, room, listener),
+            self.runner([plan], room, listener, asking=True),
             self.tokenizer,
             document,
             tokens,
@@ -166,10 +166,13 @@ class Engine:
         check_length(self.geometry.positions, prompt, new)
         return method.prepare(self.geometry, prompt, chunk, budget)
 
-    def runner(self, plans: list[Plan], later: int, listener: Listener | None = None) -> Runner:
-        """A pool for these plans and `later` more tokens each, and what runs on it."""
+    def runner(
+        self, plans: list[Plan], later: int, listener: Listener | None = None, *, asking: bool = False
+    ) -> Runner:
+        """A pool for these plans and `later` more tokens each, and what runs on it; asking: forks of them at a time."""
         shape = (self.geometry.layers, self.geometry.kv_heads)
-        pages = sum(peak_pages(plan, shape, self.page_size, later) for plan in plans)
+        count = session_pages if asking else peak_pages
+        pages = sum(count(plan, shape, self.page_size, later) for plan in plans)
         planes = max((plan.planes for plan in plans), key=len)
         exact = self.kv_memory is None and self.device.type != "cpu"
         pool = Pool(

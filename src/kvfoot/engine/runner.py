@@ -124,11 +124,27 @@ class Runner:
 
 def peak_pages(plan: Plan, layers_heads: tuple[int, int], page_size: int, later: int) -> int:
     """Pages that a sequence owns at its worst moment, `later` tokens after the prompt included, by the plan."""
+    return max(int(_pages(lens, page_size).sum()) for lens in _lengths(plan, layers_heads, later))
+
+
+def session_pages(plan: Plan, layers_heads: tuple[int, int], page_size: int, later: int) -> int:
+    """Pages that a kept prompt and one fork of it, `later` tokens further, own at their worst moment."""
+    *_, kept, after = _lengths(plan, layers_heads, later)
+    rewrites = plan.later is not None or len(plan.planes) > 1
+    own = _pages(after, page_size) - (0 if rewrites else kept // page_size)
+    return max(peak_pages(plan, layers_heads, page_size, 0), int((_pages(kept, page_size) + own).sum()))
+
+
+def _lengths(plan: Plan, layers_heads: tuple[int, int], later: int) -> list[np.ndarray]:
+    """Entries per row, int64 [layers, kv_heads], after each of the prompt's passes and `later` tokens after it."""
     lens = np.zeros(layers_heads, np.int64)
-    worst = 0
+    found = []
     steps: list[tuple[int, Cut | None]] = [(p.stop - p.start, p.cut) for p in plan.passes]
-    steps.append((later, plan.later))
-    for new, cut in steps:
+    for new, cut in [*steps, (later, plan.later)]:
         lens = lens + new if cut is None else cut.kept(lens, new)
-        worst = max(worst, int((-(-lens // page_size)).sum()))
-    return worst
+        found.append(lens)
+    return found
+
+
+def _pages(lens: np.ndarray, page_size: int) -> np.ndarray:
+    return -(-lens // page_size)
