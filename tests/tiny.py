@@ -35,8 +35,12 @@ def make(
     peak: float = 2.5,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    **other: Any,
 ) -> Any:
-    """A random Llama or Qwen2. Its attention logits have a standard deviation of about `peak`."""
+    """A random model of a supported family. Its attention logits have a standard deviation of about `peak`.
+
+    other: further fields of the config.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -57,15 +61,20 @@ def make(
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
+        **other,
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
     for name, weight in model.named_parameters():
         if "norm" in name or name.endswith("bias"):
             torch.nn.init.normal_(weight, mean=float("norm" in name), std=0.1)
+            if "q_norm" in name or "k_norm" in name:
+                weight.data *= peak**0.5
         elif "q_proj" in name or "k_proj" in name:
             # q and k entries ~ N(0, peak / sqrt(head_dim) ** (1/2)) make q k / sqrt(head_dim) ~ N(0, peak).
             torch.nn.init.normal_(weight, std=(peak / hidden**2) ** 0.5 * hidden**0.5)
+        elif "qkv_proj" in name:
+            torch.nn.init.normal_(weight.data[: -kv_heads * head_dim], std=(peak / hidden) ** 0.5)
     return model.to(dtype)
 
 

@@ -8,10 +8,16 @@ import torch
 
 import tiny
 from kvfoot.engine.engine import Engine
+from kvfoot.models.layout import FAMILIES
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"layers": 3, "kv_heads": 2, "group": 3, "positions": 1024},
     "qwen2": {"layers": 3, "kv_heads": 3, "group": 2, "head_dim": 16, "hidden": 96, "positions": 1024, "seed": 1},
+    "qwen3": {"layers": 3, "kv_heads": 2, "group": 2, "head_dim": 16, "positions": 1024, "seed": 2},
+    "olmo2": {"layers": 3, "positions": 1024, "seed": 3},
+    "phi3": {"layers": 3, "positions": 1024, "seed": 4, "sliding_window": 1024},
+    "mistral": {"layers": 3, "head_dim": 16, "positions": 1024, "seed": 5, "sliding_window": None},
+    "smollm3": {"layers": 4, "positions": 1024, "seed": 6, "no_rope_layers": [1, 0, 1, 0]},
 }
 
 
@@ -21,6 +27,10 @@ def pair(kind: str) -> tuple[Any, Any]:
     reference = tiny.make(kind, **SHAPES[kind])
     reference.set_attn_implementation("eager")
     return tiny.make(kind, **SHAPES[kind]), reference
+
+
+def test_every_family_is_here() -> None:
+    assert set(SHAPES) == set(FAMILIES)
 
 
 @torch.inference_mode()
@@ -62,6 +72,22 @@ def test_attention_of_the_test_models_is_peaked(kind: str) -> None:
     last = scores[:, :, -1].softmax(-1)
     assert last.amax(-1).mean() > 0.15
     assert 20 * last.median(-1).values.mean() < last.amax(-1).mean()
+
+
+@pytest.mark.parametrize("mode", [{"keep": "0.25", "evict": "post"}, {"budget": 40, "evict": "chunk"}])
+@pytest.mark.parametrize("kind", list(SHAPES))
+def test_evicted_entries_equal_masked_ones_in_every_family(kind: str, mode: dict[str, Any]) -> None:
+    """Law 2 with an oracle that knows each family's norms, rotation and fused weights."""
+    import oracle
+
+    engine = tiny.Strict(pair(kind)[0])
+    run = tiny.run(engine, tiny.tokens(130), "snapkv", {"window": 8}, chunk=48, new=6, **mode)
+    geometry, length = engine.geometry, run.passes[-1].stop
+    mask = oracle.visibility(run.passes, geometry.layers, geometry.kv_heads, length)
+    logits, _ = oracle.forward(engine.model, run.tokens[:length], mask)
+    dense, _ = oracle.forward(engine.model, run.tokens[:length])
+    assert max((s.logits.double() - logits[s.stop - 1]).abs().max().item() for s in run.passes) < 1e-4
+    assert (run.passes[-1].logits.double() - dense[-1]).abs().max() > 1e-2, "nothing that matters was evicted"
 
 
 @pytest.mark.parametrize("kind", list(SHAPES))

@@ -119,6 +119,8 @@ def _attention(previous: str) -> Callable[..., Any]:
             plain = ALL_ATTENTION_FUNCTIONS.get_interface(previous, _eager(module))
             return plain(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         strange = {k: v for k, v in kwargs.items() if v is not None and k not in IGNORED}
+        if strange.get("sliding_window", 0) >= getattr(module.config, "max_position_embeddings", float("inf")):
+            del strange["sliding_window"]  # a window that no position leaves (layout.windowed)
         if strange:
             raise UsageError(
                 f"{type(module).__name__} asks for {', '.join(sorted(strange))}, which kvfoot does not honour: this "
