@@ -7,7 +7,6 @@ mask is needed, the H query heads of a KV head are H times as many queries of on
 import torch
 from torch import Tensor
 
-from kvfoot.attention import naive
 from kvfoot.attention.state import State, merge
 from kvfoot.core.errors import UsageError
 
@@ -53,10 +52,15 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> State
 
 def window_scores(q_RHwD: Tensor, k_RmD: Tensor, scale: float) -> Tensor:
     """See naive.window_scores; row by row where the logits of all rows would be large."""
-    R, H, w, _ = q_RHwD.shape
-    if R * H * w * k_RmD.shape[1] <= BLOCK_ELEMENTS:
-        return naive.window_scores(q_RHwD, k_RmD, scale)
-    return torch.cat([naive.window_scores(q_RHwD[r : r + 1], k_RmD[r : r + 1], scale) for r in range(R)])
+    R, H, w, D = q_RHwD.shape
+    m = k_RmD.shape[1]
+    if R > 1 and R * H * w * m > BLOCK_ELEMENTS:
+        return torch.cat([window_scores(q_RHwD[r : r + 1], k_RmD[r : r + 1], scale) for r in range(R)])
+    q = (q_RHwD.float() * scale).reshape(R, H * w, D)
+    s_RHwm = torch.bmm(q, k_RmD.float().mT).view(R, H, w, m)
+    unseen = torch.ones(w, w, dtype=torch.bool, device=q.device).triu(1)
+    s_RHwm[..., m - w :].masked_fill_(unseen, -torch.inf)
+    return s_RHwm.softmax(-1).sum(2)
 
 
 def column_scores(q_RHnD: Tensor, k_RmD: Tensor, lse_RHn: Tensor, scale: float) -> Tensor:
