@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    model: Annotated[str, Option(help="smollm2, a folder, a .gguf file or a hub name")],
+    model: Annotated[str, Option(help="smollm2, recall, a folder, a .gguf file or a hub name")],
     prompt_file: Annotated[str, Option(help="UTF-8 text; - reads the standard input")],
     question: Annotated[
         list[str] | None,

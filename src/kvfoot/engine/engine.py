@@ -62,7 +62,7 @@ class Engine:
 
     @classmethod
     def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", **options: Any) -> "Engine":
-        """name: the alias smollm2, a local folder, a .gguf file or a hub name; options as in the constructor."""
+        """name: smollm2, recall, a local folder, a .gguf file or a hub name; options as in the constructor."""
         from kvfoot.models.load import load
 
         on_event = options.pop("on_event", None)

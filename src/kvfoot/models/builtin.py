@@ -1,4 +1,5 @@
-"""The cache folder: GGUF files converted once, and the built-in models that are fetched into it on first use.
+"""The aliases: a model folder inside the package, and models that are fetched on first use; and the cache folder, where
+those and any GGUF file are converted once.
 
 A converted model appears whole or not at all: work happens in a hidden folder beside it, which is renamed at the end.
 """
@@ -16,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,6 +51,12 @@ BUILTIN = {
         licence="Apache-2.0",
     ),
 }
+"""Fetched on first use."""
+
+SHIPPED = {"recall": Path(str(files("kvfoot"))) / "data" / "recall"}
+"""Folders of the package itself, loaded as they are."""
+
+ALIASES = (*BUILTIN, *SHIPPED)
 
 
 def home() -> Path:

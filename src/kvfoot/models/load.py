@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kvfoot.core.errors import ModelError, UsageError, did_you_mean
-from kvfoot.models.builtin import BUILTIN, builtin_folder, gguf_folder, home
+from kvfoot.models.builtin import ALIASES, BUILTIN, SHIPPED, builtin_folder, gguf_folder, home
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 class Loaded:
     """A stock transformers model in eval mode, its tokenizer, and where they came from.
 
-    revision: the hub's commit, the SHA-256 of the GGUF, or for a folder its `fingerprint`.
+    revision: the hub's commit, the SHA-256 of the GGUF, or for a folder (`recall` is one) its `fingerprint`.
     """
 
     model: Any
@@ -53,7 +53,7 @@ def load(
 ) -> Loaded:
     """Load a decoder and its tokenizer.
 
-    name: a built-in alias (`smollm2`), a local folder, a `.gguf` file, or a hub name, tried in this order.
+    name: an alias (`smollm2`, `recall`), a local folder, a `.gguf` file, or a hub name, tried in this order.
     dtype: "auto" is bf16 on CUDA and on processors with bf16 instructions, else fp32.
     device: "auto" is CUDA where there is one, else the CPU.
     on_event: called with one line before anything slow (a download, a conversion).
@@ -68,6 +68,8 @@ def load(
     if name in BUILTIN:
         source, revision = "builtin", BUILTIN[name].gguf_sha256
         target = str(builtin_folder(name, on_event))
+    elif name in SHIPPED:
+        source, target = "builtin", str(SHIPPED[name])
     elif path.is_dir():
         source, target = "folder", str(path)
     elif path.suffix == ".gguf" or path.is_file():
@@ -77,11 +79,11 @@ def load(
     elif HUB_NAME.fullmatch(name) and not name.startswith("."):
         source, target = "hub", name
     else:
-        raise ModelError(f"{name}: no such folder: give a folder, a .gguf file, a hub name or {' or '.join(BUILTIN)}")
+        raise ModelError(f"{name}: no such folder: give a folder, a .gguf file, a hub name or {' or '.join(ALIASES)}")
     if source != "hub":
         check_folder(Path(target))
-    if source == "folder":
-        revision = fingerprint(path)
+    if source == "folder" or name in SHIPPED:
+        revision = fingerprint(Path(target))
     with _one_line(name, source), _no_bars():
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -103,6 +105,7 @@ def load(
 def check_folder(folder: Path) -> None:
     """Raises ModelError unless the folder has a config, a tokenizer, and weights of the length their headers state."""
     cure = f"delete {folder}, it is made again" if home() in folder.parents else "download or copy the folder again"
+    cure = "install kvfoot again" if folder in SHIPPED.values() else cure
     if not (folder / "config.json").is_file():
         other = next(iter(sorted(folder.glob("*.gguf"))), None)
         raise ModelError(f"{folder}: no config.json: give {other or 'a folder that save_pretrained wrote'}")
@@ -223,7 +226,7 @@ def _one_line(name: str, source: Source) -> Iterator[None]:
         reason = next((line.strip(" .:") for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if source != "hub":
             raise ModelError(f"{name}: transformers cannot load it ({reason}): save or download it again") from error
-        hint = "" if "/" in name else did_you_mean(name, list(BUILTIN))
+        hint = "" if "/" in name else did_you_mean(name, list(ALIASES))
         cure = "unset HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "check the name and the connection"
         raise ModelError(f"{name}: not loaded from the hub{hint} ({reason}): {cure}, or give a local folder") from error
 
