@@ -15,11 +15,15 @@ from torch import Tensor
 
 @dataclass
 class Row:
-    """logits: [H, T, T], scaled, of the KV head's query heads; mass: position -> a sum per query head."""
+    """logits: [H, T, T], scaled, of the KV head's query heads; mass: position -> a sum per query head.
+
+    layer_logits: [heads, T, T], of all query heads of the layer.
+    """
 
     layer: int
     head: int
     logits: Tensor
+    layer_logits: Tensor
     stored: list[int]
     new: list[int]
     scope: str
@@ -34,10 +38,10 @@ class Row:
     def contested(self) -> list[int]:
         return list(self.new) if self.scope == "new" else sorted(self.stored + self.new)
 
-    def attention(self, h: int, query: int, keys: list[int]) -> dict[int, float]:
-        """Softmax over those of `keys` that the query may see."""
+    def attention(self, h: int, query: int, keys: list[int], of: Tensor | None = None) -> dict[int, float]:
+        """Softmax over those of `keys` that the query may see; `of`: logits other than the KV head's own."""
         seen = [k for k in keys if k <= query]
-        logits = [float(self.logits[h, query, k]) for k in seen]
+        logits = [float((self.logits if of is None else of)[h, query, k]) for k in seen]
         top = max(logits)
         weights = [math.exp(x - top) for x in logits]
         return {k: w / sum(weights) for k, w in zip(seen, weights, strict=True)}
@@ -91,6 +95,12 @@ def streaming(row: Row, o: dict[str, Any]) -> dict[int, float]:
     return {k: math.inf if k < o.get("sink", 4) else float(k) for k in row.contested}
 
 
+def tova(row: Row, o: dict[str, Any]) -> dict[int, float]:
+    keys, every = row.contested, row.layer_logits
+    rows = [row.attention(h, row.last, keys, every) for h in range(len(every))]
+    return {k: sum(attention[k] for attention in rows) / len(rows) for k in keys}
+
+
 def random(row: Row, o: dict[str, Any]) -> dict[int, float]:
     result = {}
     for k in row.contested:
@@ -105,12 +115,36 @@ def random(row: Row, o: dict[str, Any]) -> dict[int, float]:
 
 PRIORITIES: dict[str, Callable[[Row, dict[str, Any]], dict[int, float]]] = {
     "h2o": h2o,
+    "pyramidkv": snapkv,
     "random": random,
     "snapkv": snapkv,
     "streaming": streaming,
+    "tova": tova,
 }
 OBSERVE: dict[str, Callable[[Row, dict[str, Any]], None]] = {"h2o": h2o_observe}
+
+
+def pyramid(count: int, size: int, layers: int, o: dict[str, Any]) -> list[int]:
+    """specs of 2406.02069: a straight line from `high` to `low`, by whole entries."""
+    outside = o.get("window", 64) + o.get("sink", 0)
+    mean = count - outside
+    if mean == 0 or size <= count or 2 * mean > size:
+        return [count] * layers
+    low = mean // o.get("beta", 20)
+    high = 2 * mean - low
+    if high > size - outside:
+        high = size - outside
+        low = 2 * mean - high
+    return [outside + high - layer * ((high - low) // (layers - 1)) for layer in range(layers)]
+
+
+SHARES: dict[str, Callable[[int, int, int, dict[str, Any]], list[int]]] = {"pyramidkv": pyramid}
+"""(count, entries in scope, layers, options) -> the most that a row of each layer keeps, where layers differ."""
 TIE = 1e-6
+
+
+def shares(name: str, count: int, size: int, layers: int, options: dict[str, Any]) -> list[int]:
+    return SHARES[name](count, size, layers, options) if name in SHARES else [count] * layers
 
 
 def check(name: str, options: dict[str, Any], row: Row, kept: list[int]) -> None:

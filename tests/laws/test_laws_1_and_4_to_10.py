@@ -15,7 +15,7 @@ from kvfoot.core.hooks import Plan
 from kvfoot.core.registry import method as find_method
 from kvfoot.core.registry import methods
 from kvfoot.engine.clock import Clock
-from kvfoot.engine.runner import Event, Runner
+from kvfoot.engine.runner import Event, Runner, peak_pages
 from kvfoot.engine.sampler import Sampling
 from lawtable import NEW, OPTIONS, PROMPT, Case, cases, first_cases, label
 
@@ -142,6 +142,19 @@ def test_law_7_what_is_evicted_makes_room(
     tiny.run(engine, prompt, name, options, plan=plan, runner=runner, new=1)
     after = tiny.run(engine, prompt, chunk=16, runner=runner, new=1)
     assert after.generated == before.generated
+
+
+@pytest.mark.parametrize("chunk", [16, None])
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize(("name", "options", "mode"), cases(), ids=label)
+def test_law_7_the_pages_that_a_plan_asks_for_are_enough(
+    name: str, options: dict[str, Any], mode: dict[str, Any], page_size: int, chunk: int | None
+) -> None:
+    engine = tiny.Strict(tiny.llama(), page_size=page_size)
+    plan = engine.plan(find_method(name, options), Budget.of(**mode), PROMPT, chunk, NEW)
+    shape = (engine.geometry.layers, engine.geometry.kv_heads)
+    runner = small_runner(engine, plan, peak_pages(plan, shape, page_size, NEW))
+    tiny.run(engine, tiny.tokens(PROMPT), name, options, plan=plan, runner=runner, new=NEW)
 
 
 def shuffle(runner: Runner, rows: Rows, generator: torch.Generator) -> None:

@@ -25,25 +25,34 @@ def half_even(x: Fraction) -> int:
     return low + (rest > Fraction(1, 2) or (rest == Fraction(1, 2) and low % 2 == 1))
 
 
-def counts(name: str, options: dict[str, Any], mode: dict[str, Any], stops: list[int], prompt: int) -> list[int]:
-    """Entries that a row holds after each pass, by decision D7."""
+def counts(
+    name: str, options: dict[str, Any], mode: dict[str, Any], stops: list[int], prompt: int, layers: int
+) -> list[list[int]]:
+    """Entries that a row of each layer holds after each pass, by decision D7."""
     chosen = find_method(name, options)
-    held, result, begin = 0, [], 0
+    held, result, begin = [0] * layers, [], 0
+
+    def cut(most: int, size: int) -> list[int]:
+        return [
+            min(x, share) for x, share in zip(held, selections.shares(name, most, size, layers, options), strict=True)
+        ]
+
     for stop in stops:
         n = stop - begin
         begin = stop
-        held += n
+        before, held = held, [x + n for x in held]
         cuts = stop >= prompt or mode.get("evict") == "chunk"
         if "budget" in mode:
-            held = min(held, mode["budget"]) if cuts else held
+            held = cut(mode["budget"], prompt) if cuts else held
         elif "keep" in mode:
             ratio = Fraction(str(mode["keep"]))
             if chosen.total:
-                held = min(held, half_even(ratio * prompt)) if cuts else held
+                held = cut(half_even(ratio * prompt), prompt) if cuts else held
             elif stop <= prompt and mode["evict"] == "chunk":
-                held += half_even(ratio * n) - n
+                most = selections.shares(name, half_even(ratio * n), n, layers, options)
+                held = [x + min(share, n) for x, share in zip(before, most, strict=True)]
             elif stop == prompt:
-                held = half_even(ratio * prompt)
+                held = cut(half_even(ratio * prompt), prompt)
         result.append(held)
     return result
 
@@ -58,11 +67,11 @@ def check_run(name: str, options: dict[str, Any], mode: dict[str, Any], run: tin
         gap = (state.logits.double() - logits[state.stop - 1]).abs().max().item()
         assert gap <= 1e-4, f"{name}: after position {state.stop - 1} the logits differ by {gap:.2g} from masking"
     # Law 3.
-    expected = counts(name, options, mode, [s.stop for s in run.passes], run.sequence.prompt)
+    expected = counts(name, options, mode, [s.stop for s in run.passes], run.sequence.prompt, geometry.layers)
     protected = find_method(name, options)
     sink, window = getattr(protected, "sink", 0), getattr(protected, "window", 0)
-    for state, count in zip(run.passes, expected, strict=True):
-        for row in (row for layer in state.kept for row in layer):
+    for state, held in zip(run.passes, expected, strict=True):
+        for row, count in ((row, count) for layer, count in zip(state.kept, held, strict=True) for row in layer):
             assert len(row) == count
             assert set(range(min(sink, state.stop))) <= set(row), "a sink is gone"
             assert set(range(max(0, state.stop - window), state.stop)) <= set(row), "the window is gone"
@@ -78,7 +87,7 @@ def check_run(name: str, options: dict[str, Any], mode: dict[str, Any], run: tin
                 new = list(range(state.start, state.stop))
                 scope = "all" if state.limit is None else state.limit.scope
                 limit = len(stored) + len(new) if state.limit is None else int(state.limit.counts[layer, head])
-                row = selections.Row(layer, head, group, stored, new, scope, limit, mass)
+                row = selections.Row(layer, head, group, scores[layer], stored, new, scope, limit, mass)
                 if name in selections.OBSERVE:
                     selections.OBSERVE[name](row, options)
                 kept = state.kept[layer][head]

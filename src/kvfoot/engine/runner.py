@@ -123,8 +123,12 @@ class Runner:
 
 
 def peak_pages(plan: Plan, layers_heads: tuple[int, int], page_size: int, later: int) -> int:
-    """Pages that a sequence owns at its worst moment, `later` tokens after the prompt included, by the plan."""
-    return max(int(_pages(lens, page_size).sum()) for lens in _lengths(plan, layers_heads, later))
+    """Pages that a sequence owns at its worst moment, `later` tokens after the prompt included, by the plan.
+
+    Layers commit one after the other: in a pass that cuts, rows that still grow meet rows that have not shrunk yet.
+    """
+    pages = [_pages(lens, page_size) for lens in _lengths(plan, layers_heads, later)]
+    return max(int(np.maximum(a, b).sum()) for a, b in zip([pages[0], *pages], pages, strict=False))
 
 
 def session_pages(plan: Plan, layers_heads: tuple[int, int], page_size: int, later: int) -> int:

@@ -28,9 +28,9 @@ class SnapKV(Method):
     needs: ClassVar[Needs] = Needs.WINDOW_SCORES
 
     def __post_init__(self) -> None:
-        require(self.window >= 1, f"snapkv: window={self.window}: at least the last query has to vote")
-        require(self.kernel % 2 == 1 and self.kernel > 0, f"snapkv: kernel={self.kernel} has to be odd and positive")
-        require(self.sink >= 0, f"snapkv: sink={self.sink} is negative")
+        require(self.window >= 1, f"{self.name}: window={self.window}: at least the last query has to vote")
+        require(self.kernel % 2 == 1 and self.kernel > 0, f"{self.name}: kernel={self.kernel} has to be odd")
+        require(self.sink >= 0, f"{self.name}: sink={self.sink} is negative")
 
     def keep(self, seen: Seen) -> Keep:
         assert seen.scores is not None
