@@ -10,6 +10,7 @@ from kvfoot.cli.demo import demo
 from kvfoot.cli.doctor import doctor
 from kvfoot.cli.methods import methods
 from kvfoot.cli.run import INTERRUPTED, run
+from kvfoot.cli.train import train
 from kvfoot.core.errors import KvfootError
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 for verb in (run, methods, doctor, demo):
     app.command()(verb)
+app.add_typer(train)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -49,9 +49,9 @@ def choose_device(options: RecallOptions, plan: Plan, say: Say) -> torch.device:
     size = sum(value.numel() for value in init_parameters(shape, 0, 1.0).values())
     hours = plan.steps * recipe.batch * 6 * size / (0.5 * rate) / 3600
     message = f"no GPU: {plan.steps} steps of {recipe.batch} tokens take about {hours:,.1f} hours on this CPU"
-    say(message)
     if not options.yes:
         raise UsageError(f"{message}; pass --yes to go on, or run where there is a GPU")
+    say(message)
     return torch.device("cpu")
 
 
