@@ -13,6 +13,7 @@ from kvfoot.core.registry import methods
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "full": [{}],
     "h2o": [{}, {"group": "max", "recent": 0.25}],
+    "keynorm": [{"skip": 0}, {"skip": 1, "window": 2, "sink": 1}],
     "pyramidkv": [{"window": 3, "kernel": 3}, {"window": 2, "sink": 1, "pool": "max", "beta": 3}],
     "random": [{"window": 3, "seed": 5}],
     "snapkv": [{"window": 3, "kernel": 3}, {"window": 2, "sink": 1, "pool": "max", "group": "max", "kernel": 5}],

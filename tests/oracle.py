@@ -36,10 +36,13 @@ def separate(config: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def forward(model: Any, tokens: list[int], visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def forward(
+    model: Any, tokens: list[int], visible: Tensor | None = None, keys: list[Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Logits [T, vocabulary] and the scaled attention logits [layers, heads, T, T], unmasked.
 
-    visible: bool [layers, kv_heads, T, T], which key each query may see; None: causal.
+    visible: bool [layers, kv_heads, T, T], which key each query may see; None: causal. keys: gets those of every
+    layer, [kv_heads, T, D] after RoPE.
     """
     config = model.config
     weights = separate(config, {name: w.detach().double() for name, w in model.state_dict().items()})
@@ -74,6 +77,8 @@ def forward(model: Any, tokens: list[int], visible: Tensor | None = None) -> tup
         h = normed("input_layernorm", x)
         q, k = turned("q", heads, h), turned("k", groups, h)
         v = linear("self_attn.v_proj", h).view(T, groups, -1).transpose(0, 1)
+        if keys is not None:
+            keys.append(k)
         out, layer_scores = [], []
         for head in range(heads):
             kv = head // (heads // groups)

@@ -17,13 +17,14 @@ from torch import Tensor
 class Row:
     """logits: [H, T, T], scaled, of the KV head's query heads; mass: position -> a sum per query head.
 
-    layer_logits: [heads, T, T], of all query heads of the layer.
+    layer_logits: [heads, T, T], of all query heads of the layer; keys: [T, D].
     """
 
     layer: int
     head: int
     logits: Tensor
     layer_logits: Tensor
+    keys: Tensor
     stored: list[int]
     new: list[int]
     scope: str
@@ -101,6 +102,14 @@ def tova(row: Row, o: dict[str, Any]) -> dict[int, float]:
     return {k: sum(attention[k] for attention in rows) / len(rows) for k in keys}
 
 
+def keynorm(row: Row, o: dict[str, Any]) -> dict[int, float]:
+    result = {}
+    for k in row.contested:
+        kept = k < o.get("sink", 0) or k > row.last - o.get("window", 0)
+        result[k] = math.inf if kept else -math.sqrt(sum(float(x) ** 2 for x in row.keys[k]))
+    return result
+
+
 def random(row: Row, o: dict[str, Any]) -> dict[int, float]:
     result = {}
     for k in row.contested:
@@ -115,6 +124,7 @@ def random(row: Row, o: dict[str, Any]) -> dict[int, float]:
 
 PRIORITIES: dict[str, Callable[[Row, dict[str, Any]], dict[int, float]]] = {
     "h2o": h2o,
+    "keynorm": keynorm,
     "pyramidkv": snapkv,
     "random": random,
     "snapkv": snapkv,
@@ -138,7 +148,12 @@ def pyramid(count: int, size: int, layers: int, o: dict[str, Any]) -> list[int]:
     return [outside + high - layer * ((high - low) // (layers - 1)) for layer in range(layers)]
 
 
-SHARES: dict[str, Callable[[int, int, int, dict[str, Any]], list[int]]] = {"pyramidkv": pyramid}
+def spared(count: int, size: int, layers: int, o: dict[str, Any]) -> list[int]:
+    skip = o.get("skip", 2)
+    return [1 << 30] * skip + [count] * (layers - skip)
+
+
+SHARES: dict[str, Callable[[int, int, int, dict[str, Any]], list[int]]] = {"keynorm": spared, "pyramidkv": pyramid}
 """(count, entries in scope, layers, options) -> the most that a row of each layer keeps, where layers differ."""
 TIE = 1e-6
 

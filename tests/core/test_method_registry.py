@@ -13,7 +13,7 @@ from kvfoot.core.errors import UsageError, did_you_mean
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import Method
 
-GEOMETRY = Geometry(layers=2, kv_heads=2, group=2, head_dim=8, positions=1 << 17)
+GEOMETRY = Geometry(layers=4, kv_heads=2, group=2, head_dim=8, positions=1 << 17)
 
 
 @pytest.fixture
@@ -87,6 +87,7 @@ def test_published_defaults() -> None:
     }
     assert registry.method("pyramidkv").options() == registry.method("snapkv").options() | {"beta": 20}
     assert registry.method("tova").options() == {}
+    assert registry.method("keynorm").options() == {"skip": 2, "window": 0, "sink": 0}
     assert registry.method("h2o").options() == {"recent": 0.5, "group": "mean"}
 
 
@@ -154,6 +155,9 @@ def test_a_choice_is_one_of_its_words(own: type[Method]) -> None:
         ("snapkv", {"sink": -1}),
         ("pyramidkv", {"beta": 0}),
         ("pyramidkv", {"window": 0}),
+        ("keynorm", {"skip": -1}),
+        ("keynorm", {"window": -1}),
+        ("keynorm", {"sink": -1}),
         ("h2o", {"recent": 1.5}),
         ("h2o", {"recent": "nan"}),
         ("streaming", {"sink": -1}),

@@ -4,6 +4,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 import oracle
 import selections
@@ -61,7 +62,8 @@ def check_run(name: str, options: dict[str, Any], mode: dict[str, Any], run: tin
     model, geometry = run.engine.model, run.engine.geometry
     T = run.passes[-1].stop
     mask = oracle.visibility(run.passes, geometry.layers, geometry.kv_heads, T)
-    logits, scores = oracle.forward(model, run.tokens[:T], mask)
+    keys: list[Tensor] = []
+    logits, scores = oracle.forward(model, run.tokens[:T], mask, keys)
     # Law 2.
     for state in run.passes:
         gap = (state.logits.double() - logits[state.stop - 1]).abs().max().item()
@@ -87,7 +89,9 @@ def check_run(name: str, options: dict[str, Any], mode: dict[str, Any], run: tin
                 new = list(range(state.start, state.stop))
                 scope = "all" if state.limit is None else state.limit.scope
                 limit = len(stored) + len(new) if state.limit is None else int(state.limit.counts[layer, head])
-                row = selections.Row(layer, head, group, scores[layer], stored, new, scope, limit, mass)
+                row = selections.Row(
+                    layer, head, group, scores[layer], keys[layer][head], stored, new, scope, limit, mass
+                )
                 if name in selections.OBSERVE:
                     selections.OBSERVE[name](row, options)
                 kept = state.kept[layer][head]

@@ -1,6 +1,7 @@
 """The method contract: a method says what it needs and what survives; the engine computes and frees (decision D5).
 
-Shapes: R rows of one layer (KV heads of one or more sequences), m entries in scope, H query heads per KV head.
+Shapes: R rows of one layer (KV heads of one or more sequences), m entries in scope, H query heads per KV head,
+D dimensions per head.
 """
 
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ class Needs(Flag):
     """Attention mass from the pass's last `observers` queries, softmax over the entries in scope."""
     COLUMN_SCORES = auto()
     """Attention mass from all of the pass's queries, softmax over everything stored."""
+    KEYS = auto()
+    """The keys of the entries in scope, after RoPE."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Seen:
 
     heads: int64 [R], KV head of each row. positions: int64 [R, m], absolute. start: position of the pass's first token.
     new: tokens in the pass (the last `new` entries in scope are theirs). keep: entries in scope that survive.
-    scores: fp32 [R, H, m] as `needs` asks, else None. planes: name -> [R, m, width].
+    scores: fp32 [R, H, m] and keys: [R, m, D] as `needs` asks, else None. planes: name -> [R, m, width].
     """
 
     layer: int
@@ -68,6 +71,7 @@ class Seen:
     keep: int
     scores: Tensor | None = None
     planes: dict[str, Tensor] = field(default_factory=dict)
+    keys: Tensor | None = None
 
     @property
     def size(self) -> int:

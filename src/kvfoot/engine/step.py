@@ -164,6 +164,7 @@ class Step:
             limit,
             seen.scores,
             {name: value[:, scope:] for name, value in seen.planes.items()},
+            keys[:, scope:] if Needs.KEYS in method.needs else None,
         )
         return old, method.keep(chosen)
 
@@ -177,12 +178,20 @@ class Step:
 
 
 def _scan(span: Span, before: np.ndarray) -> np.ndarray | None:
-    """Pairs that score keys a second time, int64 [layers, kv_heads]: of the queries that score, what each may see."""
+    """Pairs that score keys a second time, int64 [layers, kv_heads]: of the queries that score, what each may see.
+
+    A method that looks at the keys themselves reads each of those in scope once.
+    """
     method, n = span.sequence.method, span.n
     if Needs.COLUMN_SCORES in method.needs and span.sequence.plan.planes:
         return triangle(n) + n * before
-    if Needs.WINDOW_SCORES in method.needs and span.cut is not None:
-        scope = n if span.cut.scope == "new" else before + n
+    if span.cut is None:
+        return None
+    scope = n if span.cut.scope == "new" else before + n
+    pairs: int | np.ndarray = 0
+    if Needs.WINDOW_SCORES in method.needs:
         w = min(n, method.observers)
-        return np.where(span.cut.counts < scope, w * scope - triangle(w - 1), 0)
-    return None
+        pairs = w * scope - triangle(w - 1)
+    if Needs.KEYS in method.needs:
+        pairs = pairs + scope
+    return np.where(span.cut.counts < scope, pairs, 0)
