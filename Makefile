@@ -35,7 +35,7 @@ test-t52: .venv/.dev .t52/.done
 
 readme: .venv/.dev
 	$(BIN)/kvfoot methods --into README.md
-	$(BIN)/kvfoot demo --svg docs/demo.svg
+	$(BIN)/kvfoot demo --line-up passkey --svg docs/demo.svg
 
 bench: .venv/.dev
 	$(BIN)/python benchmarks/cpu.py

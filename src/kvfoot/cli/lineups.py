@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
 from random import Random
 from types import MappingProxyType
 
@@ -18,6 +19,31 @@ class Case:
 
     def right(self, answer: str) -> bool:
         return self.expected in answer
+
+    def verdict(self, answer: str) -> str:
+        """What the table says of an answer."""
+        return "right" if self.right(answer) else "wrong"
+
+
+@dataclass(frozen=True)
+class Steps(Case):
+    """A case whose answer is written step by step; `"".join(steps)` is the whole of it."""
+
+    steps: tuple[str, ...]
+
+    def share(self, answer: str) -> float:
+        """Steps before the first wrong one, over all of them: what follows an error has nothing to follow."""
+        written, wanted, done = answer.strip(), "", 0
+        for step in self.steps:
+            wanted = (wanted + step).lstrip()
+            if not written.startswith(wanted):
+                break
+            done += 1
+        return done / len(self.steps)
+
+    def verdict(self, answer: str) -> str:
+        share = self.share(answer)
+        return f"{share:.0%}, {round(share * len(self.steps))} of {len(self.steps)} hops"
 
 
 @dataclass(frozen=True)
@@ -67,6 +93,31 @@ def passkey(seed: int) -> Case:
     )
 
 
+HOPS, CONTEXT = 16, 4096
+CHARACTERS_PER_TOKEN = 2.3  # of lists of keys, in the tokenizer of `recall`: the case is made before it is loaded
+
+
+def chain(seed: int) -> Steps:
+    """A list of keys of two words, in no order, to be laid end to end (evaluate/tasks/chain.py, dev side)."""
+    from kvfoot.evaluate.tasks import chain as family
+    from kvfoot.evaluate.tasks.corpus import Corpus, read_vocabulary
+    from kvfoot.evaluate.tasks.registry import Task
+
+    words = read_vocabulary(Path(str(files("kvfoot"))) / "data", "dev", towns=False)
+    task = Task("chain", "long output", "prefix", "chain", family.ChainShape(HOPS), family.draft)
+    sample = task.sample(
+        Corpus("dev", {}, words), lambda texts: round(sum(map(len, texts)) / CHARACTERS_PER_TOKEN), CONTEXT, seed
+    )
+    keys = sample.metadata["keys"]
+    return Steps(
+        document=sample.context,
+        question=sample.question,
+        expected="".join(sample.answers).strip(),
+        told=f"{keys} keys of two words in no order; {HOPS} of them are to be laid end to end.",
+        steps=sample.answers,
+    )
+
+
 LINEUPS: dict[str, LineUp] = {
     "passkey": LineUp(
         model="smollm2",
@@ -79,5 +130,15 @@ LINEUPS: dict[str, LineUp] = {
             Run("streaming", "0.25", "chunk"),
         ),
         max_new_tokens=24,
+    ),
+    "chain": LineUp(
+        model="recall",
+        case=chain,
+        runs=(
+            Run("full"),
+            Run("snapkv", "0.25", options={"window": "8", "kernel": "7", "pool": "max"}),
+            Run("streaming", "0.25", "chunk"),
+        ),
+        max_new_tokens=13 * HOPS,  # a key is about ten tokens
     ),
 }

@@ -120,14 +120,14 @@ def _read_towns(folder: Path, side: Side) -> tuple[str, ...]:
     return tuple(real[0::2] if side == "dev" else real[1::2])
 
 
-def read_vocabulary(folder: Path, side: Side) -> Vocabulary:
-    """Words and towns of `side`."""
+def read_vocabulary(folder: Path, side: Side, towns: bool = True) -> Vocabulary:
+    """Words and towns of `side`; without `towns`, words only: then `words/` is all the folder needs."""
     nouns, adjectives, verbs = (_read_words(folder, name, side) for name in ("noun", "adjective", "verb"))
     words = tuple(sorted({*nouns, *adjectives, *verbs}))
     if len(words) < 100:
         raise UsageError(f"{folder / 'words'}: {len(words)} words on the {side} side; at least 100 are needed")
-    towns = () if side == "train" else _read_towns(folder, side)
-    return Vocabulary(side, tuple(adjectives), tuple(nouns), words, towns)
+    real = _read_towns(folder, side) if towns and side != "train" else ()
+    return Vocabulary(side, tuple(adjectives), tuple(nouns), words, real)
 
 
 def read_corpus(folder: Path | str, side: Side, books: Sequence[str] | None = None) -> Corpus:
