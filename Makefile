@@ -31,7 +31,7 @@ test-suite: .venv/.dev
 # The oldest transformers that is supported, in a folder of its own before the installed one.
 test-t52: .venv/.dev .t52/.done
 	PYTHONPATH=.t52 $(BIN)/python -c 'import transformers; assert transformers.__version__ == "5.2.0", transformers'
-	PYTHONPATH=.t52 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -k "equal or load or tokenizer" tests/engine tests/models
+	PYTHONPATH=.t52 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -k "equal or load or tokenizer or layout or alias" tests/engine tests/models
 
 readme: .venv/.dev
 	$(BIN)/kvfoot methods --into README.md

@@ -70,6 +70,13 @@ def test_what_cannot_be_served_is_one_line(kvfoot: Any, data: Path, tmp_path: Pa
     assert line in said.line
 
 
+def test_a_state_that_is_cut(kvfoot: Any, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "state.safetensors").write_bytes(b"\x40" + bytes(50))
+    said = kvfoot(*arguments(data, tmp_path, "--yes", "--resume"))
+    assert said.code == 2
+    assert "state.safetensors is cut or damaged (" in said.err.splitlines()[-1]
+
+
 def test_data_that_is_missing_or_too_small(kvfoot: Any, tmp_path: Path) -> None:
     said = kvfoot(*arguments(tmp_path / "none", tmp_path / "out", "--yes"))
     assert (said.code, "none: no such folder: give one with books/" in said.line) == (2, True)

@@ -204,9 +204,18 @@ def test_encoder_decoder_and_models_that_are_no_decoder(folder):
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "t5", "is_encoder_decoder": True}))
     assert refused(folder) == f"{folder}: t5 is an encoder-decoder: give a decoder (causal LM)"
     (folder / "config.json").write_text(json.dumps({"model_type": "clip"}))
-    assert "transformers cannot load it (Unrecognized configuration class" in refused(folder)
+    assert f"{folder}: model family 'clip' is not supported: Llama" in refused(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
     assert "no-such-model" in refused(folder)
+
+
+def test_a_family_that_is_refused_is_refused_before_its_weights_are_read(folder, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "gemma2"}))
+    monkeypatch.delattr(AutoModelForCausalLM, "from_pretrained")
+    assert refused(folder).startswith(f"{folder}: model family 'gemma2' caps its attention logits softly")
 
 
 def test_damaged_conversion_says_what_to_delete(tiny, tmp_path, cache):

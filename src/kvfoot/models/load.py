@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kvfoot.core.errors import ModelError, UsageError, did_you_mean
 from kvfoot.models.builtin import ALIASES, BUILTIN, SHIPPED, builtin_folder, gguf_folder, home
+from kvfoot.models.layout import check
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,7 @@ def load(
     device: "auto" is CUDA where there is one, else the CPU.
     on_event: called with one line before anything slow (a download, a conversion).
     Raises ModelError, one line with the cure, if the model is missing, damaged, unsupported, or cannot be downloaded;
-    UsageError for an unknown dtype or device.
+    UsageError for an unknown dtype or device. A family that is refused (layout.py) is not downloaded.
     """
     where = _device(device)
     kind = _dtype(dtype, where)
@@ -93,6 +94,7 @@ def load(
             raise ModelError(f"{name}: {config.model_type} is an encoder-decoder: give a decoder (causal LM)")
         own = source in ("builtin", "gguf")
         tokenizer = (PreTrainedTokenizerFast if own else AutoTokenizer).from_pretrained(target, local_files_only=local)
+        check(config)  # before gigabytes are fetched
         model, report = AutoModelForCausalLM.from_pretrained(
             target, dtype=kind, output_loading_info=True, local_files_only=local
         )
@@ -219,6 +221,8 @@ def _one_line(name: str, source: Source) -> Iterator[None]:
         yield
     except ModelError:
         raise
+    except UsageError as error:
+        raise ModelError(f"{name}: {error}") from error
     except Exception as error:
         known = (OSError, ValueError, KeyError, ImportError, RuntimeError)
         if not isinstance(error, known) and type(error) is not Exception:  # the bare class comes from tokenizers

@@ -110,13 +110,16 @@ def save_state(folder: Path, step: int, recipe: Recipe, shape: ModelShape, param
 
 def load_state(folder: Path, recipe: Recipe, shape: ModelShape, parameters: Parameters, muon: Muon) -> int:
     """Fill `parameters` and `muon`; -> the next step. `UsageError` for another shape or another recipe."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     path = folder / "state.safetensors"
     if not path.is_file():
         raise UsageError(f"{path} is missing: there is nothing to resume; run without --resume")
-    with safe_open(path, "pt") as file:
-        meta = file.metadata()
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata()
+    except SafetensorError as error:
+        raise UsageError(f"{path} is cut or damaged ({error}): delete it and start anew") from None
     for name, ours in (("shape", asdict(shape)), ("recipe", asdict(recipe))):
         theirs = json.loads(meta[name])
         different = sorted(key for key in ours if ours[key] != theirs.get(key))
