@@ -55,13 +55,12 @@ def make(
         vocab_size=VOCAB,
         max_position_embeddings=positions,
         rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
         tie_word_embeddings=False,
         initializer_range=0.2,
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
-        **other,
+        **{"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, **other},
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None

@@ -74,6 +74,24 @@ def test_attention_of_the_test_models_is_peaked(kind: str) -> None:
     assert 20 * last.median(-1).values.mean() < last.amax(-1).mean()
 
 
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("phi3", {"sliding_window": 64}),
+        ("mistral", {"sliding_window": 64}),
+        ("smollm3", {"no_rope_layers": [1, 1, 1, 0]}),
+        *((kind, {"rope_parameters": {"rope_type": "default", "rope_theta": 5500.0}}) for kind in SHAPES),
+    ],
+)
+def test_a_window_or_a_rotation_gone_wrong_would_show(kind: str, change: dict[str, Any]) -> None:
+    """The comparisons above mean something: each of these differs by a thousand times their tolerance."""
+    other = tiny.make(kind, **(SHAPES[kind] | change))
+    other.set_attn_implementation("eager")
+    prompt = tiny.tokens(130)
+    found, expected = reference_logits(other, prompt)[-1], reference_logits(pair(kind)[1], prompt)[-1]
+    assert (found - expected).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("mode", [{"keep": "0.25", "evict": "post"}, {"budget": 40, "evict": "chunk"}])
 @pytest.mark.parametrize("kind", list(SHAPES))
 def test_evicted_entries_equal_masked_ones_in_every_family(kind: str, mode: dict[str, Any]) -> None:
