@@ -11,6 +11,7 @@ from kvfoot.core.registry import method as find_method
 from kvfoot.core.registry import methods
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "adakv": [{"window": 3, "kernel": 3}, {"window": 2, "sink": 1, "pool": "avg", "group": "max", "alpha": 0.5}],
     "full": [{}],
     "h2o": [{}, {"group": "max", "recent": 0.25}],
     "keynorm": [{"skip": 0}, {"skip": 1, "window": 2, "sink": 1}],

@@ -7,6 +7,7 @@ method protects it; the highest `limit` of them survive.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -122,7 +123,12 @@ def random(row: Row, o: dict[str, Any]) -> dict[int, float]:
     return result
 
 
+def adakv(row: Row, o: dict[str, Any]) -> dict[int, float]:
+    return snapkv(row, {"window": 32, "kernel": 7, "pool": "max"} | o)
+
+
 PRIORITIES: dict[str, Callable[[Row, dict[str, Any]], dict[int, float]]] = {
+    "adakv": adakv,
     "h2o": h2o,
     "keynorm": keynorm,
     "pyramidkv": snapkv,
@@ -132,6 +138,32 @@ PRIORITIES: dict[str, Callable[[Row, dict[str, Any]], dict[int, float]]] = {
     "tova": tova,
 }
 OBSERVE: dict[str, Callable[[Row, dict[str, Any]], None]] = {"h2o": h2o_observe}
+
+
+def divide(name: str, rows: list[Row], kept: list[int], o: dict[str, Any]) -> list[int]:
+    """What each row of a layer may keep where the layer's sum is promised; `kept` where equal scores leave a choice."""
+    sizes = [len(row.contested) for row in rows]
+    total = sum(row.limit for row in rows)
+    if sum(sizes) <= total:
+        return sizes
+    ranked = []
+    for head, row in enumerate(rows):
+        own = sorted(PRIORITIES[name](row, o).values(), reverse=True)
+        ranked += [(-value, rank, head) for rank, value in enumerate(own)]
+    ranked.sort()
+    best = [sum(head == h for _, _, head in ranked[:total]) for h in range(len(rows))]
+    alpha = Fraction(str(o.get("alpha", 0.2)))
+    wanted = [(1 - alpha) * n + alpha * row.limit for n, row in zip(best, rows, strict=True)]
+    given = [min(math.floor(w), size) for w, size in zip(wanted, sizes, strict=True)]
+    while sum(given) < total:
+        short = [(given[h] - wanted[h], h) for h in range(len(rows)) if given[h] < sizes[h]]
+        given[min(short)[1]] += 1
+    if given != kept:
+        edge = ranked[total - 1][0]
+        assert len({head for value, _, head in ranked if abs(value - edge) <= TIE}) > 1, f"{name}: {given}, not {kept}"
+        assert sum(kept) == total
+        return kept
+    return given
 
 
 def pyramid(count: int, size: int, layers: int, o: dict[str, Any]) -> list[int]:

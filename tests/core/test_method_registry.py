@@ -87,6 +87,14 @@ def test_published_defaults() -> None:
     }
     assert registry.method("pyramidkv").options() == registry.method("snapkv").options() | {"beta": 20}
     assert registry.method("tova").options() == {}
+    assert registry.method("adakv").options() == {
+        "window": 32,
+        "kernel": 7,
+        "pool": "max",
+        "group": "mean",
+        "sink": 0,
+        "alpha": 0.2,
+    }
     assert registry.method("keynorm").options() == {"skip": 2, "window": 0, "sink": 0}
     assert registry.method("h2o").options() == {"recent": 0.5, "group": "mean"}
 
@@ -155,6 +163,9 @@ def test_a_choice_is_one_of_its_words(own: type[Method]) -> None:
         ("snapkv", {"sink": -1}),
         ("pyramidkv", {"beta": 0}),
         ("pyramidkv", {"window": 0}),
+        ("adakv", {"alpha": 1.5}),
+        ("adakv", {"alpha": -0.1}),
+        ("adakv", {"window": 0}),
         ("keynorm", {"skip": -1}),
         ("keynorm", {"window": -1}),
         ("keynorm", {"sink": -1}),

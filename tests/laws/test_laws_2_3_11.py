@@ -73,31 +73,42 @@ def check_run(name: str, options: dict[str, Any], mode: dict[str, Any], run: tin
     protected = find_method(name, options)
     sink, window = getattr(protected, "sink", 0), getattr(protected, "window", 0)
     for state, held in zip(run.passes, expected, strict=True):
-        for row, count in ((row, count) for layer, count in zip(state.kept, held, strict=True) for row in layer):
-            assert len(row) == count
+        for layer_rows, count in zip(state.kept, held, strict=True):
+            assert sum(map(len, layer_rows)) == count * len(layer_rows)
+            assert run.sequence.plan.ragged or all(len(row) == count for row in layer_rows)
+        for row in (row for layer_rows in state.kept for row in layer_rows):
             assert set(range(min(sink, state.stop))) <= set(row), "a sink is gone"
             assert set(range(max(0, state.stop - window), state.stop)) <= set(row), "the window is gone"
     # Law 11.
     if not methods()[name].budgeted:
         return
+    G, group = geometry.kv_heads, geometry.group
     for layer in range(geometry.layers):
-        for head in range(geometry.kv_heads):
-            group = scores[layer, head * geometry.group : (head + 1) * geometry.group]
-            stored: list[int] = []
-            mass: dict[int, list[float]] = {}
-            for state in run.passes:
-                new = list(range(state.start, state.stop))
-                scope = "all" if state.limit is None else state.limit.scope
-                limit = len(stored) + len(new) if state.limit is None else int(state.limit.counts[layer, head])
-                row = selections.Row(
-                    layer, head, group, scores[layer], keys[layer][head], stored, new, scope, limit, mass
+        stored: list[list[int]] = [[] for _ in range(G)]
+        mass: list[dict[int, list[float]]] = [{} for _ in range(G)]
+        for state in run.passes:
+            new = list(range(state.start, state.stop))
+            scope = "all" if state.limit is None else state.limit.scope
+            rows = []
+            for head in range(G):
+                own = scores[layer, head * group : (head + 1) * group]
+                limit = len(stored[head]) + len(new) if state.limit is None else int(state.limit.counts[layer, head])
+                rows.append(
+                    selections.Row(
+                        layer, head, own, scores[layer], keys[layer][head], stored[head], new, scope, limit, mass[head]
+                    )
                 )
                 if name in selections.OBSERVE:
-                    selections.OBSERVE[name](row, options)
-                kept = state.kept[layer][head]
-                selections.check(name, options, row, kept)
-                stored = kept
-                mass = {k: v for k, v in mass.items() if k in set(kept)}
+                    selections.OBSERVE[name](rows[head], options)
+            kept = state.kept[layer]
+            if state.limit is not None and state.limit.ragged:
+                taken = [len(kept[h]) - (len(stored[h]) if scope == "new" else 0) for h in range(G)]
+                for row, limit in zip(rows, selections.divide(name, rows, taken, options), strict=True):
+                    row.limit = limit
+            for row, survivors in zip(rows, kept, strict=True):
+                selections.check(name, options, row, survivors)
+            stored = kept
+            mass = [{k: v for k, v in m.items() if k in set(row)} for m, row in zip(mass, kept, strict=True)]
 
 
 @pytest.mark.parametrize("chunk", [7, 64, None])

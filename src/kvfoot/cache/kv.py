@@ -88,10 +88,13 @@ class KVCache:
                     assert len(ids) == self._count(int(n)), "a row has pages that its length does not need"
 
     def forecast(self, rows: Rows, new: int, cut: Cut | None) -> int:
-        """Pages that a pass of `new` tokens may take beyond those owned now: an upper bound, exact without sharing."""
+        """Most pages that a pass of `new` tokens takes beyond those owned now; exact for even, unshared rows."""
         size = self.pool.page_size
         after = rows.lens + new if cut is None else cut.kept(rows.lens, new)
-        growth = -(-after // size) - -(-rows.lens // size)
+        if cut is not None and cut.ragged:
+            growth = most_pages(after, size) - (-(-rows.lens // size)).sum(1)
+        else:
+            growth = -(-after // size) - -(-rows.lens // size)
         return int(np.maximum(growth, 0).sum()) + (self._copies(rows, cut) if rows.forked else 0)
 
     def _copies(self, rows: Rows, cut: Cut | None) -> int:
@@ -296,6 +299,11 @@ class KVCache:
     def _write(self, slots: Tensor, k: Tensor, v: Tensor, values: Values) -> None:
         for plane, value in self._pairs(k, v, values):
             self._flat(plane).index_copy_(0, slots, value.reshape(slots.shape[0], -1).to(plane.dtype))
+
+
+def most_pages(lens: np.ndarray, page_size: int) -> np.ndarray:
+    """Pages that the rows of each layer need at most, however its sum of `lens` [layers, kv_heads] is divided."""
+    return (lens.sum(1) + lens.shape[1] * (page_size - 1)) // page_size
 
 
 def _picker(kept: Tensor) -> Callable[[Tensor], Tensor]:

@@ -21,16 +21,31 @@ class Cut:
     scope "new": of the pass's own entries keep at most `counts`; earlier survivors stay.
     scope "all": of everything stored keep at most `counts`.
     counts: int32 [layers, kv_heads].
+    ragged: the counts of a layer, equal, are a mean: their sum is kept, and the method divides it among the heads.
     """
 
     scope: Literal["new", "all"]
     counts: np.ndarray
+    ragged: bool = False
+
+    def due(self, before: np.ndarray, new: int) -> np.ndarray:
+        """Whether rows lose entries in a pass of `new` tokens over `before` stored ones; both [layers, kv_heads]."""
+        scope = before + new if self.scope == "all" else np.full_like(before, new)
+        if self.ragged:
+            over = self.counts.sum(1, keepdims=True) < scope.sum(1, keepdims=True)
+            return np.broadcast_to(over, scope.shape)
+        return self.counts < scope
 
     def kept(self, before: np.ndarray, new: int) -> np.ndarray:
-        """Entries a row holds after a pass of `new` tokens over `before` [layers, kv_heads] stored ones."""
+        """Entries a row holds after such a pass; of a ragged cut only the sums over a layer are meant."""
         if self.scope == "new":
             return before + np.minimum(self.counts, new)
-        return np.minimum(self.counts, before + new)
+        return np.where(self.due(before, new), self.counts, before + new)
+
+    def freeze(self, held: np.ndarray) -> "Cut":
+        """A ragged cut as it holds from now on: each row at what it `held`, where its layer's sum is used up."""
+        full = held.sum(1, keepdims=True) >= self.counts.sum(1, keepdims=True)
+        return Cut(self.scope, np.where(full, held, self.counts).astype(np.int32))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ Shapes: R rows of one layer (KV heads of one or more sequences), m entries in sc
 D dimensions per head.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import Flag, auto
 from typing import Any, ClassVar
 
@@ -53,6 +54,11 @@ class Plan:
     def evicts(self) -> bool:
         return self.later is not None or any(p.cut is not None for p in self.passes)
 
+    @property
+    def ragged(self) -> bool:
+        """Promised are sums over a layer's heads, not rows (decision 0006)."""
+        return any(p.cut is not None and p.cut.ragged for p in self.passes)
+
 
 @dataclass
 class Seen:
@@ -72,6 +78,18 @@ class Seen:
     scores: Tensor | None = None
     planes: dict[str, Tensor] = field(default_factory=dict)
     keys: Tensor | None = None
+
+    def rows(self, index: slice | list[int], keep: int) -> "Seen":
+        """Some of the rows, of which `keep` entries survive."""
+        return replace(
+            self,
+            heads=self.heads[index],
+            positions=self.positions[index],
+            keep=keep,
+            scores=None if self.scores is None else self.scores[index],
+            planes={name: value[index] for name, value in self.planes.items()},
+            keys=None if self.keys is None else self.keys[index],
+        )
 
     @property
     def size(self) -> int:
@@ -151,6 +169,13 @@ class Method:
     def keep(self, seen: Seen) -> Keep:
         """Which entries in scope survive. Called only where `seen.keep < m`."""
         raise TypeError(f"{self.name} evicts nothing")
+
+    def allocate(self, blocks: Sequence[Seen]) -> list[int]:
+        """Entries that each row of a layer keeps where a cut is ragged: the blocks' rows in order.
+
+        A block's `keep` is the layer's mean; the answer's sum has to be mean x rows. May wait for the device once.
+        """
+        raise TypeError(f"{self.name} gives all heads of a layer the same")
 
     def options(self) -> dict[str, Any]:
         """Options as given, for the record."""

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from kvfoot.attention.backend import Backend
-from kvfoot.cache.kv import KVCache
+from kvfoot.cache.kv import KVCache, most_pages
 from kvfoot.cache.trace import Trace
 from kvfoot.core.budget import Cut
 from kvfoot.core.hooks import Method, Plan
@@ -61,7 +61,7 @@ class Runner:
         """A second sequence that goes on from the same kept cache, with its own copy of the trace."""
         trace = Trace(sequence.trace.geometry, sequence.trace.entry_bytes, sequence.trace.dense_bytes)
         trace.passes = list(sequence.trace.passes)
-        return Sequence(
+        twin = Sequence(
             tokens=list(sequence.tokens),
             prompt=sequence.prompt,
             rows=self.cache.fork(sequence.rows),
@@ -72,6 +72,8 @@ class Runner:
             promised=sequence.promised.copy(),
             held=sequence.held,
         )
+        twin.later, twin.rows_promised = sequence.later, sequence.rows_promised
+        return twin
 
     def prefill(self, sequence: Sequence, index: int = 0) -> Tensor:
         """Read the prompt in the plan's passes; logits fp32 [vocabulary] after its last token."""
@@ -80,6 +82,7 @@ class Runner:
             self.tell(Event("prefill", index, part.stop, sequence.prompt))
         self.cache.settle()
         sequence.verify()
+        sequence.freeze()
         sequence.held = sequence.rows.lens.copy()
         return logits
 
@@ -87,7 +90,7 @@ class Runner:
         """Read more tokens after the prompt, cut as the plan says for later passes; logits after the last one."""
         size = chunk or len(tokens)
         for start in range(0, len(tokens), size):
-            logits = self._pass(sequence, tokens[start : start + size], sequence.plan.later)
+            logits = self._pass(sequence, tokens[start : start + size], sequence.later)
         sequence.tokens += tokens
         sequence.prompt += len(tokens)
         sequence.verify()
@@ -106,7 +109,7 @@ class Runner:
         clock.begun()
         while live := [(i, s) for i, s in enumerate(sequences) if not s.done]:
             began = perf_counter()
-            spans = [Span(s, j, j + 1, s.plan.later) for j, (_, s) in enumerate(live)]
+            spans = [Span(s, j, j + 1, s.later) for j, (_, s) in enumerate(live)]
             found = Step(self.cache, self.backend, spans).forward(self.model, [s.tokens[-1] for _, s in live])
             for (i, sequence), row in zip(live, found, strict=True):
                 self._take(sequence, row, limit, sampling, i)
@@ -127,7 +130,7 @@ def peak_pages(plan: Plan, layers_heads: tuple[int, int], page_size: int, later:
 
     Layers commit one after the other: in a pass that cuts, rows that still grow meet rows that have not shrunk yet.
     """
-    pages = [_pages(lens, page_size) for lens in _lengths(plan, layers_heads, later)]
+    pages = [_pages(plan, lens, page_size) for lens in _lengths(plan, layers_heads, later)]
     return max(int(np.maximum(a, b).sum()) for a, b in zip([pages[0], *pages], pages, strict=False))
 
 
@@ -135,8 +138,9 @@ def session_pages(plan: Plan, layers_heads: tuple[int, int], page_size: int, lat
     """Pages that a kept prompt and one fork of it, `later` tokens further, own at their worst moment."""
     *_, kept, after = _lengths(plan, layers_heads, later)
     rewrites = plan.later is not None or len(plan.planes) > 1
-    own = _pages(after, page_size) - (0 if rewrites else kept // page_size)
-    return max(peak_pages(plan, layers_heads, page_size, 0), int((_pages(kept, page_size) + own).sum()))
+    shared = 0 if rewrites else _pages(plan, kept, page_size, whole=True)
+    own = _pages(plan, after, page_size) - shared
+    return max(peak_pages(plan, layers_heads, page_size, 0), int((_pages(plan, kept, page_size) + own).sum()))
 
 
 def _lengths(plan: Plan, layers_heads: tuple[int, int], later: int) -> list[np.ndarray]:
@@ -150,5 +154,9 @@ def _lengths(plan: Plan, layers_heads: tuple[int, int], later: int) -> list[np.n
     return found
 
 
-def _pages(lens: np.ndarray, page_size: int) -> np.ndarray:
-    return -(-lens // page_size)
+def _pages(plan: Plan, lens: np.ndarray, page_size: int, whole: bool = False) -> np.ndarray:
+    """Pages per row; of ragged rows per layer, the most they may be. whole: full ones, the least they may be."""
+    if plan.ragged:
+        least = (lens.sum(1) - (lens.shape[1] - 1) * (page_size - 1)) // page_size
+        return least.clip(0) if whole else most_pages(lens, page_size)
+    return lens // page_size if whole else -(-lens // page_size)

@@ -14,7 +14,10 @@ from kvfoot.core.hooks import Method, Plan
 
 @dataclass
 class Sequence:
-    """tokens: prompt, then what was generated. promised: int64 [layers, kv_heads], what the plan lets it hold."""
+    """tokens: prompt, then what was generated. promised: int64 [layers, kv_heads], what the plan lets it hold.
+
+    later: the cut after every pass that follows the prompt. rows_promised: each row is, not only a layer's sum.
+    """
 
     tokens: list[int]
     prompt: int
@@ -27,6 +30,11 @@ class Sequence:
     held: np.ndarray | None = None
     generated: list[int] = field(default_factory=list)
     done: bool = False
+    later: Cut | None = None
+    rows_promised: bool = True
+
+    def __post_init__(self) -> None:
+        self.later, self.rows_promised = self.plan.later, not self.plan.ragged
 
     @property
     def passes(self) -> tuple[PromptPass, ...]:
@@ -37,10 +45,25 @@ class Sequence:
         self.promised = self.promised + new if cut is None else cut.kept(self.promised, new)
 
     def verify(self) -> None:
-        """Decision D10: the pool holds what the method promised, row by row."""
+        """Decision D10: the pool holds what the method promised, row by row (a ragged prompt: layer by layer)."""
+        if not self.rows_promised:
+            sums, promised = self.rows.lens.sum(1), self.promised.sum(1)
+            if not np.array_equal(sums, promised):
+                layer = int(np.argmax(sums != promised))
+                raise BrokenPromise(
+                    f"{self.method.name}: the rows of layer {layer} hold {sums[layer]} entries together, the plan says "
+                    f"{promised[layer]}"
+                )
+            return
         if not np.array_equal(self.rows.lens, self.promised):
             layer, head = np.argwhere(self.rows.lens != self.promised)[0]
             raise BrokenPromise(
                 f"{self.method.name}: layer {layer}, KV head {head} holds {self.rows.lens[layer, head]} entries, "
                 f"the plan says {self.promised[layer, head]}"
             )
+
+    def freeze(self) -> None:
+        """The prompt ends: rows that were promised by layer are promised one by one from here on (decision D7)."""
+        if not self.rows_promised:
+            self.promised, self.rows_promised = self.rows.lens.copy(), True
+            self.later = self.later and self.later.freeze(self.rows.lens)

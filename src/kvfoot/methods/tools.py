@@ -1,7 +1,10 @@
-"""Pieces that several methods share: protection of sinks and window, pooling, joining a group's query heads."""
+"""Pieces that several methods share: protection, pooling, joining a group's query heads, dividing a budget."""
 
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,12 +16,43 @@ Pool = Literal["avg", "max"]
 
 
 def keep_best(seen: Seen, scores: Tensor, *, sink: int, window: int) -> Keep:
-    """The highest scores fp32 [R, m], with ownership of positions p by range.
+    """The highest scores fp32 [R, m], sinks and window before all others."""
+    return Keep.top(protect(seen, scores, sink=sink, window=window), seen.keep)
+
+
+def protect(seen: Seen, scores: Tensor, *, sink: int, window: int) -> Tensor:
+    """Scores fp32 [R, m], infinite where they do not count, with ownership of positions p by range.
 
     p in [0, sink) kept, p in [sink, last - window] contested, p in (last - window, last] kept.
     """
     p = seen.positions
-    return Keep.top(scores.masked_fill((p < sink) | (p > seen.last - window), torch.inf), seen.keep)
+    return scores.masked_fill((p < sink) | (p > seen.last - window), torch.inf)
+
+
+def share(priorities: Sequence[Tensor], heads: Sequence[Tensor], keep: int, floor: Fraction) -> list[int]:
+    """A layer's budget of `keep` x rows divided among its rows: exactly, and to no row more than it has.
+
+    priorities: fp32 [R, m] per block, of any lengths; heads: int64 [R], its KV heads. A row's share is (1 - floor) x
+    (its entries among the best of all rows) + floor x keep, in whole entries: what rounding leaves goes to the row
+    furthest below its share. Among equal priorities a row's better-ranked entry goes first, so that equal rows get
+    equal shares; then the lower head.
+    """
+    sizes = [p.shape[1] for p in priorities for _ in range(p.shape[0])]
+    total = keep * len(sizes)
+    least = torch.cat([p.flatten() for p in priorities]).topk(total, sorted=False).values.min()
+    counts = [torch.stack([(p > least).sum(1), (p == least).sum(1), h]) for p, h in zip(priorities, heads, strict=True)]
+    above, ties, head = torch.cat(counts, 1).tolist()  # the one wait for the device
+    ranks = np.concatenate([np.arange(a, a + t) for a, t in zip(above, ties, strict=True)])
+    tied = np.repeat(np.arange(len(sizes)), ties)[np.lexsort([np.repeat(head, ties), ranks])[: total - sum(above)]]
+    best = np.array(above) + np.bincount(tied, minlength=len(sizes))
+
+    whole = floor.denominator
+    wanted = [int(n) * (whole - floor.numerator) + keep * floor.numerator for n in best]
+    given = [min(w // whole, size) for w, size in zip(wanted, sizes, strict=True)]
+    for _ in range(total - sum(given)):
+        room = [i for i, size in enumerate(sizes) if given[i] < size]
+        given[min(room, key=lambda i: (given[i] * whole - wanted[i], head[i]))] += 1
+    return given
 
 
 def pool(scores: Tensor, kernel: int, kind: Pool) -> Tensor:

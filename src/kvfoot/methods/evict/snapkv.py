@@ -2,10 +2,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from kvfoot.core.hooks import Keep, Method, Needs, Seen, require
 from kvfoot.core.registry import register
-from kvfoot.methods.tools import Join, Pool, join, keep_best, pool
+from kvfoot.methods.tools import Join, Pool, join, pool, protect
 
 
 @register(
@@ -33,10 +34,14 @@ class SnapKV(Method):
         require(self.sink >= 0, f"{self.name}: sink={self.sink} is negative")
 
     def keep(self, seen: Seen) -> Keep:
+        return Keep.top(self.priority(seen), seen.keep)
+
+    def priority(self, seen: Seen) -> Tensor:
+        """Votes fp32 [R, m], infinite for sinks and window."""
         assert seen.scores is not None
         order = seen.positions.argsort(1)
         votes = seen.scores.gather(2, order[:, None].expand_as(seen.scores))
         # The window's own columns do not smooth into their neighbours: they are cut off before pooling.
         outside = seen.positions.gather(1, order) <= seen.last - self.window
         smooth = join(pool(votes * outside[:, None], self.kernel, self.pool), self.group)
-        return keep_best(seen, torch.zeros_like(smooth).scatter(1, order, smooth), sink=self.sink, window=self.window)
+        return protect(seen, torch.zeros_like(smooth).scatter(1, order, smooth), sink=self.sink, window=self.window)
