@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 import tiny
+from kvfoot.cache.kv import KVCache
+from kvfoot.cache.pool import Pool
+from kvfoot.core.budget import Budget
 from kvfoot.core.errors import BrokenPromise
+from kvfoot.core.registry import method
+from kvfoot.engine.clock import Clock
+from kvfoot.engine.runner import Runner, session_pages
+from kvfoot.engine.sampler import Sampling
 from kvfoot.methods import tools
 
 MODES: list[dict[str, Any]] = [
@@ -117,6 +124,29 @@ def test_held_bytes_are_the_sum_of_ragged_rows(page_size: int) -> None:
         assert record.memory.held_bytes == pages.sum() * page_size * entry
         results[name] = rows.sum()
     assert results["adakv"] == results["snapkv"] == 9 * 24
+
+
+@pytest.mark.parametrize("page_size", [1, 4, 16])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_question_on_ragged_rows_fits_the_pages_of_the_plan(mode: dict[str, Any], page_size: int) -> None:
+    """A fork of a ragged prompt, in a pool of exactly what is planned; the kept rows stay as they were."""
+    engine = tiny.Strict(tiny.qwen2(), page_size=page_size)
+    geometry, chosen = engine.geometry, method("adakv", {"window": 4})
+    plan = engine.plan(chosen, Budget.of(**mode), 75, 20, 0)
+    pages = session_pages(plan, (geometry.layers, geometry.kv_heads), page_size, 12)
+    pool = Pool(geometry.head_dim, engine.dtype, page_size=page_size, planes=plan.planes, pages=pages, poison=True)
+    runner = Runner(engine.model, engine.backend, KVCache(pool, geometry), frozenset())
+    base = runner.open(tiny.tokens(75), chosen, plan, Sampling(), 0)
+    runner.prefill(base)
+    held = base.rows.lens.copy()
+    for _ in range(2):
+        twin = runner.fork(base, Sampling(), 0)
+        logits = runner.feed(twin, tiny.tokens(5, 1), 2)
+        runner.decode([twin], [logits], 8, Sampling(), Clock())
+        runner.cache.check()
+        assert np.array_equal(twin.rows.lens, held + (12 if "keep" in mode else 0))
+        runner.cache.release(twin.rows)
+    assert np.array_equal(base.rows.lens, held)
 
 
 def test_a_layer_with_room_left_goes_on_growing() -> None:
