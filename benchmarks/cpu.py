@@ -21,6 +21,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from kvfoot import Engine, __version__
 from kvfoot.engine.account import device, packages
+from kvfoot.report.speed import speed_table
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
@@ -170,6 +171,7 @@ def main() -> None:
         }
         with open(args.out, "w", encoding="utf-8") as file:
             json.dump(record, file, indent=1)
+        print(speed_table(record))
 
 
 if __name__ == "__main__":
