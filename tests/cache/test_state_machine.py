@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from kvfoot.cache.kv import KVCache, Rows
+from kvfoot.cache.kv import KVCache
 from kvfoot.cache.pool import Pool, runs
+from kvfoot.cache.rows import Rows
 from kvfoot.core.budget import Cut
 from kvfoot.core.errors import PoolExhausted
 from kvfoot.core.geometry import Geometry

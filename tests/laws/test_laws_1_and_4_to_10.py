@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import tiny
-from kvfoot.cache.kv import KVCache, Rows
+from kvfoot.cache.kv import KVCache
 from kvfoot.cache.pool import Pool
+from kvfoot.cache.rows import Rows
 from kvfoot.core.budget import Budget, PromptPass
 from kvfoot.core.errors import NotFinite, PoolExhausted
 from kvfoot.core.hooks import Plan

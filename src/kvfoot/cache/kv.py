@@ -8,28 +8,13 @@ from torch import Tensor
 
 from kvfoot.cache.memory import reserve, trim
 from kvfoot.cache.pool import Pool, gather
+from kvfoot.cache.rows import Rows
 from kvfoot.core.budget import Cut
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import POSITION, Keep
 
 Values = Mapping[str, Tensor]
 """Plane values of entries: name -> [R, entries, width]."""
-
-
-class Rows:
-    """The rows of one sequence: lengths on the host, pages per row.
-
-    lens: int64 [layers, kv_heads], entries stored. seen: tokens read so far, evicted or not. pages[layer][head]: int64.
-    ordered[layer]: entries lie in position order (decode-time eviction ends that).
-    """
-
-    def __init__(self, geometry: Geometry):
-        self.lens = np.zeros((geometry.layers, geometry.kv_heads), np.int64)
-        self.seen = 0
-        self.forked = False
-        self.pages = [[np.empty(0, np.int64) for _ in range(geometry.kv_heads)] for _ in range(geometry.layers)]
-        self.ordered = [True] * geometry.layers
-        self.indices: list[dict[tuple[tuple[int, ...], int], Tensor]] = [{} for _ in range(geometry.layers)]
 
 
 class KVCache:

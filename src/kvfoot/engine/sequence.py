@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from kvfoot.cache.kv import Rows
+from kvfoot.cache.rows import Rows
 from kvfoot.cache.trace import Trace
 from kvfoot.core.budget import Cut, PromptPass
 from kvfoot.core.errors import BrokenPromise
