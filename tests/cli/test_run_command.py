@@ -35,6 +35,15 @@ def test_record_holds_how_it_was_made(run: Any, tmp_path: Path) -> None:
     assert f"{record.footprint.kv:.3f}" in said.err
 
 
+def test_a_prompt_that_is_kept_whole_is_said(run: Any) -> None:
+    """A window of 8 leaves something to evict, one of 4,000 does not: the run is not silently uncompressed."""
+    some = run("--set", "window=8", method="snapkv", keep="0.3")
+    none = run("--set", "window=4000", method="snapkv", keep="0.3")
+    assert (some.code, none.code) == (0, 0)
+    assert "nothing was evicted" not in some.err
+    assert "nothing was evicted" in none.err
+
+
 def test_several_questions_are_one_batch(run: Any, tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     said = run("--question", "Why?", "--question", "Since when?", "--record", path)

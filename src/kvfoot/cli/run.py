@@ -170,12 +170,24 @@ def _close(console: "Console", records: "list[RunRecord]", path: Path | None, in
 
     for record in records:
         console.print(summary(record))
+        if _uncut(record):
+            console.print(
+                "note: nothing was evicted: the prompt is not longer than what the method protects (sinks + window)",
+                style="yellow",
+                markup=False,
+            )
     if path is not None:
         for i, record in enumerate(records):
             own = path if len(records) == 1 else path.with_name(f"{path.stem}.{i + 1}{path.suffix}")
             _save(record, own)
             console.print(f"record: {own}", style="dim", markup=False)
     return INTERRUPTED if interrupted else 0
+
+
+def _uncut(record: "RunRecord") -> bool:
+    """Whether a prompt was kept whole although a fraction was asked for (decision 0003): never silently."""
+    asked = record.config["keep"] is not None and record.config["keep"] < 1
+    return asked and any(all(n == s.prompt for layer in s.kept for n in layer) for s in record.sequences)
 
 
 def _save(record: "RunRecord", path: Path) -> None:
