@@ -1,0 +1,62 @@
+"""One scored answer, and the point of a sweep that it belongs to: what `evaluate` writes and `report` reads."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from kvfoot.core.records import RunRecord
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What all samples of one point of a sweep share.
+
+    category, metric: of the task. length: context tokens asked for. knob, value: the option that is swept ("keep",
+    "budget", a method's own), None and None for full attention. chunk: prompt tokens per pass, None for all.
+    """
+
+    model: str
+    revision: str
+    task: str
+    category: str
+    metric: str
+    length: int
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    knob: str | None = None
+    value: float | None = None
+    evict: str | None = None
+    chunk: int | None = None
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """The same text for the same cell, whatever the order of its options."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def is_full(self) -> bool:
+        return self.method == "full"
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """One sample under one cell.
+
+    score: in [0, 1], or what the metric says. nll: nats per token of the reference, None where there is none.
+    stepped: the answer was generated token by token; otherwise it was scored in one teacher-forced pass.
+    figures: further numbers of the sample, such as depth in [0, 1], or per-position values.
+    timeline: (tokens seen, entries stored in all rows) after every pass.
+    """
+
+    cell: Cell
+    index: int
+    prompt: str
+    answer: str
+    reference: str
+    score: float
+    nll: float | None
+    stepped: bool
+    record: RunRecord
+    figures: dict[str, Any] = field(default_factory=dict)
+    timeline: list[tuple[int, int]] = field(default_factory=list)
