@@ -19,6 +19,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "random": [{"window": 3, "seed": 5}],
     "snapkv": [{"window": 3, "kernel": 3}, {"window": 2, "sink": 1, "pool": "max", "group": "max", "kernel": 5}],
     "streaming": [{"sink": 2}],
+    "streamingllm": [{"sink": 2}],
 }
 """Options per method that suit prompts of some 80 tokens, chunks of 7, keep = 0.5 and budget = 24."""
 

@@ -135,6 +135,7 @@ PRIORITIES: dict[str, Callable[[Row, dict[str, Any]], dict[int, float]]] = {
     "random": random,
     "snapkv": snapkv,
     "streaming": streaming,
+    "streamingllm": streaming,
     "tova": tova,
 }
 OBSERVE: dict[str, Callable[[Row, dict[str, Any]], None]] = {"h2o": h2o_observe}

@@ -84,6 +84,7 @@ def test_published_defaults() -> None:
         "pool": "avg",
         "group": "mean",
         "sink": 0,
+        "patch": False,
     }
     assert registry.method("pyramidkv").options() == registry.method("snapkv").options() | {"beta": 20}
     assert registry.method("tova").options() == {}
@@ -93,6 +94,7 @@ def test_published_defaults() -> None:
         "pool": "max",
         "group": "mean",
         "sink": 0,
+        "patch": False,
         "alpha": 0.2,
     }
     assert registry.method("keynorm").options() == {"skip": 2, "window": 0, "sink": 0}

@@ -7,9 +7,24 @@ import pytest
 import torch
 
 import tiny
+from kvfoot.core.budget import Budget
+from kvfoot.core.errors import UsageError
+from kvfoot.core.registry import method as find_method
 from kvfoot.engine.engine import Engine
+from kvfoot.engine.sampler import Sampling
 from kvfoot.models.layout import FAMILIES
 
+MIXED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+COHERE = {"layer_norm_eps": 1e-5, "logit_scale": 0.5}
+ROPE = {"rope_type": "default"}
+GEMMA = {
+    "query_pre_attn_scalar": 16,
+    "rope_parameters": {
+        "sliding_attention": {**ROPE, "rope_theta": 2000.0},
+        "full_attention": {**ROPE, "rope_theta": 9000.0},
+    },
+}
+GPT_OSS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"layers": 3, "kv_heads": 2, "group": 3, "positions": 1024},
     "qwen2": {"layers": 3, "kv_heads": 3, "group": 2, "head_dim": 16, "hidden": 96, "positions": 1024, "seed": 1},
@@ -18,19 +33,39 @@ SHAPES: dict[str, dict[str, Any]] = {
     "phi3": {"layers": 3, "positions": 1024, "seed": 4, "sliding_window": 1024},
     "mistral": {"layers": 3, "head_dim": 16, "positions": 1024, "seed": 5, "sliding_window": None},
     "smollm3": {"layers": 4, "positions": 1024, "seed": 6, "no_rope_layers": [1, 0, 1, 0]},
+    "cohere2": {"layers": 4, "positions": 1024, "seed": 7, "sliding_window": 24, "layer_types": MIXED, **COHERE},
+    "gemma3_text": {"layers": 4, "positions": 1024, "seed": 8, "sliding_window": 24, "layer_types": MIXED, **GEMMA},
+    "gpt_oss": {"layers": 4, "positions": 1024, "seed": 9, "sliding_window": 24, "layer_types": MIXED, **GPT_OSS},
 }
+for name, window in {
+    "mistral": {"sliding_window": 40},
+    "phi3": {"sliding_window": 40},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1},
+    "qwen3": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+}.items():
+    SHAPES[f"{name}-window"] = SHAPES[name] | window
+"""The same families with windows that tokens leave: Mistral and Phi-3 in every layer, Qwen from the second on."""
+WINDOWED = [kind for kind in SHAPES if SHAPES[kind].get("sliding_window", 1024) not in (1024, None)]
+FLAT = [kind for kind in SHAPES if kind != "gemma3_text"]
+"""Those whose layers all have the same RoPE."""
+DECIDED = [kind for kind in SHAPES if kind not in ("mistral-window", "phi3-window")]
+"""Those with layers for a method to decide about."""
 
 
 @cache
 def pair(kind: str) -> tuple[Any, Any]:
     """The same model twice: one for the engine, one left alone, on transformers' own eager attention."""
-    reference = tiny.make(kind, **SHAPES[kind])
+    reference = build(kind)
     reference.set_attn_implementation("eager")
-    return tiny.make(kind, **SHAPES[kind]), reference
+    return build(kind), reference
+
+
+def build(kind: str, **change: Any) -> Any:
+    return tiny.make(kind.partition("-")[0], **(SHAPES[kind] | change))
 
 
 def test_every_family_is_here() -> None:
-    assert set(SHAPES) == set(FAMILIES)
+    assert {kind.partition("-")[0] for kind in SHAPES} == set(FAMILIES)
 
 
 @torch.inference_mode()
@@ -80,12 +115,14 @@ def test_attention_of_the_test_models_is_peaked(kind: str) -> None:
         ("phi3", {"sliding_window": 64}),
         ("mistral", {"sliding_window": 64}),
         ("smollm3", {"no_rope_layers": [1, 1, 1, 0]}),
-        *((kind, {"rope_parameters": {"rope_type": "default", "rope_theta": 5500.0}}) for kind in SHAPES),
+        *((kind, {"sliding_window": 2 if kind == "qwen3-window" else 21}) for kind in WINDOWED),
+        ("gemma3_text", {"query_pre_attn_scalar": 20}),
+        *((kind, {"rope_parameters": {**ROPE, "rope_theta": 50.0 if kind in WINDOWED else 5500.0}}) for kind in FLAT),
     ],
 )
 def test_a_window_or_a_rotation_gone_wrong_would_show(kind: str, change: dict[str, Any]) -> None:
     """The comparisons above mean something: each of these differs by a thousand times their tolerance."""
-    other = tiny.make(kind, **(SHAPES[kind] | change))
+    other = build(kind, **change)
     other.set_attn_implementation("eager")
     prompt = tiny.tokens(130)
     found, expected = reference_logits(other, prompt)[-1], reference_logits(pair(kind)[1], prompt)[-1]
@@ -93,7 +130,7 @@ def test_a_window_or_a_rotation_gone_wrong_would_show(kind: str, change: dict[st
 
 
 @pytest.mark.parametrize("mode", [{"keep": "0.25", "evict": "post"}, {"budget": 40, "evict": "chunk"}])
-@pytest.mark.parametrize("kind", list(SHAPES))
+@pytest.mark.parametrize("kind", DECIDED)
 def test_evicted_entries_equal_masked_ones_in_every_family(kind: str, mode: dict[str, Any]) -> None:
     """Law 2 with an oracle that knows each family's norms, rotation and fused weights."""
     import oracle
@@ -161,3 +198,62 @@ def test_smollm2_equals_transformers(capsys: pytest.CaptureFixture[str]) -> None
         with capsys.disabled():
             print(f"\nsmollm2, chunk={chunk}: largest difference of logits {found:.2g}")
         assert found < 1e-4
+
+
+@pytest.mark.parametrize("kind", WINDOWED)
+def test_window_layers_hold_their_window_and_full_attention_still_costs_one(kind: str) -> None:
+    """A layer with window W stores W - 1 entries, pages freed; by decision D6 its footprint is 1."""
+    engine = tiny.Strict(pair(kind)[0], page_size=4)
+    run = tiny.run(engine, tiny.tokens(130), chunk=48, new=9)
+    seen = run.passes[-1].stop
+    expected = [seen if w is None else w - 1 for w in engine.geometry.windows]
+    assert run.sequence.rows.lens.tolist() == [[n] * engine.geometry.kv_heads for n in expected]
+    assert [[sorted(row) for row in layer] for layer in run.kept()] == [
+        [list(range(seen - n, seen))] * engine.geometry.kv_heads for n in expected
+    ]
+    assert run.runner.cache.pool.owned == sum(-(-n // 4) for n in expected) * engine.geometry.kv_heads
+    footprint = run.sequence.trace.footprint()
+    assert footprint.kv == footprint.peak == footprint.read == 1
+
+
+@pytest.mark.parametrize("kind", WINDOWED)
+def test_a_text_that_goes_on_after_decoding_equals_transformers(kind: str) -> None:
+    """Passes of several tokens over rings that have turned, and a fork of them."""
+    model, reference = pair(kind)
+    engine = tiny.Strict(model, page_size=4)
+    plan = engine.plan(find_method("full"), Budget(), 100, 30, 40)
+    runner = engine.runner([plan, plan], 60)
+    run = tiny.run(engine, tiny.tokens(100), chunk=30, new=6, plan=plan, runner=runner)
+    read = run.tokens[: run.passes[-1].stop]
+    twin = runner.fork(run.sequence, Sampling(), 0)
+    more = tiny.tokens(17, 5)
+    for sequence in (twin, run.sequence):
+        logits = runner.feed(sequence, list(more), 8)
+        assert (logits - reference_logits(reference, read + more)[-1]).abs().max() < 1e-4
+        runner.cache.check()
+    for sequence in (twin, run.sequence):
+        runner.cache.release(sequence.rows)
+    assert runner.cache.pool.owned == 0
+
+
+def test_a_model_of_windows_alone_has_nothing_for_a_method_to_decide() -> None:
+    engine = tiny.Strict(pair("mistral-window")[0])
+    with pytest.raises(UsageError, match="every layer of this model has a window of its own: snapkv has nothing"):
+        engine.generate([tiny.tokens(60)], method="snapkv", options={"window": 4}, keep=0.5, max_new_tokens=2)
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 256}
+
+
+@pytest.mark.parametrize(("kind", "change"), [*((k, {}) for k in DECIDED), ("llama", {"rope_parameters": YARN})])
+def test_positions_by_rank_are_positions_where_nothing_is_evicted(kind: str, change: dict[str, Any]) -> None:
+    """PRE_ROPE: the engine's rotation is the model's, layer by layer, with YaRN's amplitude counted once."""
+    reference = build(kind, **change)
+    reference.set_attn_implementation("eager")
+    engine = tiny.Strict(build(kind, **change))
+    run = tiny.run(engine, tiny.tokens(90), "streamingllm", budget=200, evict="chunk", chunk=40, new=6)
+    assert gap(run, reference) < 1e-4
+    assert engine.geometry.open_layers
+    if change:
+        rope = engine.model.model.rotary_emb
+        assert rope.attention_scaling > 1.1

@@ -226,7 +226,7 @@ def test_the_pool_of_an_accelerator_is_exactly_what_the_run_needs(
     options = {"window": 4} if name == "snapkv" else {}
     for prompt in (20, 75):
         plan = engine.plan(find_method(name, options), Budget.of(**mode), prompt, chunk, 60)
-        pages = peak_pages(plan, (2, 2), page_size, 59)
+        pages = peak_pages(plan, engine.geometry, page_size, 59)
         pool = Pool(8, torch.float32, page_size=page_size, planes=plan.planes, pages=pages, poison=True)
         runner = Runner(engine.model, engine.backend, KVCache(pool, engine.geometry), frozenset())
         run = tiny.run(engine, tiny.tokens(prompt), name, options, plan=plan, runner=runner, new=60)

@@ -153,8 +153,7 @@ def test_law_7_the_pages_that_a_plan_asks_for_are_enough(
 ) -> None:
     engine = tiny.Strict(tiny.llama(), page_size=page_size)
     plan = engine.plan(find_method(name, options), Budget.of(**mode), PROMPT, chunk, NEW)
-    shape = (engine.geometry.layers, engine.geometry.kv_heads)
-    runner = small_runner(engine, plan, peak_pages(plan, shape, page_size, NEW))
+    runner = small_runner(engine, plan, peak_pages(plan, engine.geometry, page_size, NEW))
     tiny.run(engine, tiny.tokens(PROMPT), name, options, plan=plan, runner=runner, new=NEW)
 
 

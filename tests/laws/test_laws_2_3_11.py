@@ -9,6 +9,7 @@ from torch import Tensor
 import oracle
 import selections
 import tiny
+from kvfoot.core.hooks import Needs
 from kvfoot.core.registry import method as find_method
 from kvfoot.core.registry import methods
 from lawtable import NEW, PROMPT, cases, check_fits, label
@@ -63,7 +64,8 @@ def check_run(name: str, options: dict[str, Any], mode: dict[str, Any], run: tin
     T = run.passes[-1].stop
     mask = oracle.visibility(run.passes, geometry.layers, geometry.kv_heads, T)
     keys: list[Tensor] = []
-    logits, scores = oracle.forward(model, run.tokens[:T], mask, keys)
+    ranked = run.passes if Needs.PRE_ROPE in find_method(name, options).needs else None
+    logits, scores = oracle.forward(model, run.tokens[:T], mask, keys, ranked)
     # Law 2.
     for state in run.passes:
         gap = (state.logits.double() - logits[state.stop - 1]).abs().max().item()

@@ -133,7 +133,7 @@ def test_a_question_on_ragged_rows_fits_the_pages_of_the_plan(mode: dict[str, An
     engine = tiny.Strict(tiny.qwen2(), page_size=page_size)
     geometry, chosen = engine.geometry, method("adakv", {"window": 4})
     plan = engine.plan(chosen, Budget.of(**mode), 75, 20, 0)
-    pages = session_pages(plan, (geometry.layers, geometry.kv_heads), page_size, 12)
+    pages = session_pages(plan, geometry, page_size, 12)
     pool = Pool(geometry.head_dim, engine.dtype, page_size=page_size, planes=plan.planes, pages=pages, poison=True)
     runner = Runner(engine.model, engine.backend, KVCache(pool, geometry), frozenset())
     base = runner.open(tiny.tokens(75), chosen, plan, Sampling(), 0)

@@ -21,30 +21,19 @@ def geometry(kind: str, **fields: Any) -> Geometry:
 @pytest.mark.parametrize(
     ("kind", "fields", "why", "needed"),
     [
-        ("mistral", SMALL | {"sliding_window": 4096, "max_position_embeddings": 32768}, "a window only", "leave with"),
-        ("phi3", SMALL | {"sliding_window": 2047, "max_position_embeddings": 4096}, "a window only", "leave with"),
-        (
-            "qwen2",
-            SMALL | {"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 2},
-            "sliding_window=512 has layers that attend to a window",
-            "leave with the window",
-        ),
-        (
-            "qwen3",
-            SMALL | {"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 2},
-            "sliding_window=512 has layers that attend to a window",
-            "leave with the window",
-        ),
         ("gemma2", {}, "caps its attention logits", "cap them too"),
-        ("gemma3_text", {}, "a window only", "leave with the window"),
-        ("olmo3", SMALL, "a window only", "leave with the window"),
-        ("cohere2", SMALL, "a window only", "leave with the window"),
-        ("gpt_oss", SMALL, "attention sinks", "add it to the denominator"),
+        ("gemma3", {}, "reads images beside text", "Gemma3ForCausalLM"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "attends in both directions", "looks back only"),
         ("deepseek_v3", {}, "one latent vector per token", "entries without keys"),
         ("llama4_text", SMALL, "chunks only", "leave with the chunk"),
         ("t5", {}, "encoder-decoder", "cross attention"),
         ("mbart", {}, "encoder-decoder", "cross attention"),
-        ("gpt2", {}, "is not supported: Llama, Mistral, OLMo2, Phi-3, Qwen2, Qwen3, SmolLM3 are checked", "honour"),
+        (
+            "gpt2",
+            {},
+            "is not supported: Command R7B, Gemma-3, GPT-OSS, Llama, Mistral, OLMo2, Phi-3, Qwen2, Qwen3, SmolLM3 are checked",
+            "honour",
+        ),
         ("llama", SMALL | {"attn_logit_softcapping": 50.0}, "caps its attention logits", "cap them too"),
     ],
 )
@@ -81,6 +70,27 @@ def test_rotation_that_changes_with_the_length_is_refused(rope: str) -> None:
 def test_windows_that_no_token_leaves_are_run(kind: str, fields: Any) -> None:
     found = geometry(kind, **(SMALL | {"head_dim": 16} | fields))
     assert (found.layers, found.kv_heads, found.group, found.head_dim) == (4, 2, 2, 16)
+    assert found.windows == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "windows"),
+    [
+        ("mistral", {"sliding_window": 4096, "max_position_embeddings": 32768}, (4096,) * 4),
+        ("phi3", {"sliding_window": 2047, "max_position_embeddings": 4096}, (2047,) * 4),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 2},
+            (None, None, 512, 512),
+        ),
+        ("gemma3_text", {"num_hidden_layers": 7, "sliding_window": 512}, (512,) * 5 + (None, 512)),
+        ("gpt_oss", {}, (128, None, 128, None)),
+    ],
+)
+def test_windows_layer_by_layer(kind: str, fields: Any, windows: tuple[int | None, ...]) -> None:
+    found = geometry(kind, **(SMALL | {"head_dim": 16} | fields))
+    assert found.windows == windows
+    assert found.unwindowed.layers == len(found.open_layers) == windows.count(None)
 
 
 def test_no_family_is_both_supported_and_refused() -> None:

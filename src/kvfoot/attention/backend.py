@@ -6,7 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from kvfoot.attention import naive, sdpa
-from kvfoot.attention.state import State
+from kvfoot.attention.state import Ragged, State
 from kvfoot.core.errors import UsageError, did_you_mean
 
 
@@ -15,7 +15,11 @@ class Backend(Protocol):
 
     name: str
 
-    def attend(self, q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool) -> State: ...
+    def attend(
+        self, q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool, visible: Tensor | None = None
+    ) -> State: ...
+
+    def decode(self, q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, rows: Ragged, scale: float) -> State: ...
 
     def window_scores(self, q_RHwD: Tensor, k_RmD: Tensor, scale: float) -> Tensor: ...
 

@@ -2,32 +2,50 @@
 
 R rows (KV heads), H query heads per row, n queries, m entries, D head size. Queries are the last n of the row's
 positions where `causal` is set: query i sees entries [0, m - n + i] (bottom-right alignment, prulong trap 26).
+Where `visible`, bool [R or 1, n, m], is given, it alone says which entries a query sees.
 """
 
 import torch
 from torch import Tensor
 
-from kvfoot.attention.state import State
+from kvfoot.attention.state import Ragged, State
 
 name = "naive"
 
 
-def logits(q_RHnD: Tensor, k_RmD: Tensor, scale: float, causal: bool) -> Tensor:
+def logits(q_RHnD: Tensor, k_RmD: Tensor, scale: float, causal: bool, visible: Tensor | None = None) -> Tensor:
     """fp32 [R, H, n, m]; -inf where a query does not see an entry."""
     s_RHnm = torch.einsum("rhnd,rmd->rhnm", q_RHnD.float(), k_RmD.float()) * scale
     n, m = s_RHnm.shape[-2:]
-    if causal:
+    if visible is not None:
+        s_RHnm = s_RHnm.masked_fill(~visible[:, None], -torch.inf)
+    elif causal:
         seen = torch.ones(n, m, dtype=torch.bool, device=s_RHnm.device).tril(m - n)
         s_RHnm = s_RHnm.masked_fill(~seen, -torch.inf)
     return s_RHnm
 
 
-def attend(q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool) -> State:
+def attend(
+    q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool, visible: Tensor | None = None
+) -> State:
     """Softmax attention: out fp32 [R, H, n, D], lse fp32 [R, H, n]."""
-    s_RHnm = logits(q_RHnD, k_RmD, scale, causal)
+    s_RHnm = logits(q_RHnD, k_RmD, scale, causal, visible)
     lse_RHn = s_RHnm.logsumexp(-1)
     p_RHnm = (s_RHnm - lse_RHn[..., None]).exp()
     return State(torch.einsum("rhnm,rmd->rhnd", p_RHnm, v_RmD.float()), lse_RHn)
+
+
+def decode(q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, rows: Ragged, scale: float) -> State:
+    """One query per row and head over rows of any lengths: out fp32 [R, H, D], lse fp32 [R, H].
+
+    k_pages, v_pages: [pages, page_size, D], the arena.
+    """
+    out, lse = torch.empty_like(q_RHD, dtype=torch.float32), torch.empty_like(q_RHD[..., 0], dtype=torch.float32)
+    for r, m in enumerate(rows.lens.tolist()):
+        k_1mD, v_1mD = (x[rows.pages[r]].flatten(0, 1)[None, :m] for x in (k_pages, v_pages))
+        state = attend(q_RHD[r][None, :, None], k_1mD, v_1mD, scale, causal=False)
+        out[r], lse[r] = state.out[0, :, 0], state.lse[0, :, 0]
+    return State(out, lse)
 
 
 def window_scores(q_RHwD: Tensor, k_RmD: Tensor, scale: float) -> Tensor:

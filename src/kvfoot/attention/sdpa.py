@@ -4,10 +4,11 @@ Two facts carry it: parts join by log-sum-exp, so a chunk is history (no mask) p
 mask is needed, the H query heads of a KV head are H times as many queries of one head, so that keys are read once.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kvfoot.attention.state import State, merge
+from kvfoot.attention.state import Ragged, State, merge
 from kvfoot.core.errors import UsageError
 
 name = "sdpa"
@@ -16,11 +17,19 @@ BLOCK_ELEMENTS = 1 << 23
 SCORE_ELEMENTS = 1 << 22
 """The same for column scores (16 MiB): blocks that stay in a cache are faster."""
 
+PAD_ELEMENTS = 1 << 16
+"""Padding, in elements of keys, that one more call would cost as much as: about 60 us on a CPU core."""
 
-def attend(q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool) -> State:
+
+def attend(
+    q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool, visible: Tensor | None = None
+) -> State:
     """See naive.attend; out has the queries' dtype where the kernel's has."""
     R, H, n, D = q_RHnD.shape
     m = k_RmD.shape[1]
+    if visible is not None:
+        k, v = (x[:, None].expand(R, H, m, D) for x in (k_RmD, v_RmD))
+        return _fused(q_RHnD, k, v, scale, False, _bias(visible, q_RHnD.dtype).expand(R, H, n, m))
     if causal and n > 1:
         tail = _square(q_RHnD, k_RmD[:, m - n :], v_RmD[:, m - n :], scale)
         return tail if m == n else merge(attend(q_RHnD, k_RmD[:, : m - n], v_RmD[:, : m - n], scale, False), tail)
@@ -34,18 +43,68 @@ def _square(q_RHnD: Tensor, k_RnD: Tensor, v_RnD: Tensor, scale: float) -> State
     return _fused(q_RHnD, k, v, scale, True)
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> State:
+def decode(q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, rows: Ragged, scale: float) -> State:
+    """See naive.decode: one call for all rows of about the same length, the shorter padded and masked."""
+    R, H, D = q_RHD.shape
+    size = k_pages.shape[1]
+    flat_k, flat_v = k_pages.view(len(k_pages), -1), v_pages.view(len(v_pages), -1)
+    parts = _alike(rows.lens, D)
+    if len(parts) > 1:
+        out, lse = torch.empty_like(q_RHD), torch.empty(R, H, dtype=torch.float32, device=q_RHD.device)
+    for index in parts:
+        lens = rows.lens[index]
+        m = int(lens.max())
+        whole = len(parts) == 1
+        pick = slice(None) if whole else torch.from_numpy(index).to(q_RHD.device)
+        ids = rows.pages[pick, : -(-m // size)].reshape(-1)
+        k, v = (x.index_select(0, ids).view(len(index), -1, D)[:, :m] for x in (flat_k, flat_v))
+        bias = None
+        if (lens != m).any():
+            absent = torch.arange(m, device=k.device) >= torch.from_numpy(lens).to(k.device)[:, None]
+            k, v = (x.masked_fill_(absent[..., None], 0) for x in (k, v))  # what lies there may be NaN
+            bias = _bias(~absent[:, None], q_RHD.dtype).transpose(0, 1).expand(1, len(index), H, m)
+        state = _fused(q_RHD[pick][None], k[None], v[None], scale, False, bias)
+        state = State(state.out[0], state.lse[0])
+        if whole:
+            return state
+        out[pick], lse[pick] = state.out, state.lse
+    return State(out, lse)
+
+
+def _alike(lens: np.ndarray, width: int) -> list[np.ndarray]:
+    """Row numbers in groups: a group's padding costs less than a call of its own would."""
+    order = np.argsort(-lens, kind="stable")
+    groups, first, waste = [], 0, 0
+    for i, row in enumerate(order):
+        waste += int(lens[order[first]] - lens[row])
+        if waste * width > PAD_ELEMENTS:
+            groups.append(order[first:i])
+            first, waste = i, 0
+    return [*groups, order[first:]] if groups else [np.arange(len(lens))]
+
+
+def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """bool [R or 1, n, m] to what is added to logits, 0 or -inf, [R or 1, 1, n, m].
+
+    Its rows start at multiples of 8 elements, as the kernel on CUDA asks.
+    """
+    R, n, m = visible.shape
+    bias = torch.zeros(R, 1, n, -(-m // 8) * 8, dtype=dtype, device=visible.device)[..., :m]
+    return bias.masked_fill_(~visible[:, None], -torch.inf)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, bias: Tensor | None = None) -> State:
     """One fused call over [batch, heads, length, D]; causal only where queries and entries are the same positions."""
     aten = torch.ops.aten
     if q.device.type == "cpu":
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
         return State(out, lse)
     if q.device.type != "cuda":
         raise UsageError(f"the sdpa backend runs on cpu and cuda, not on {q.device.type}: use the naive backend")
-    if q.dtype in (torch.float16, torch.bfloat16):
+    if bias is None and q.dtype in (torch.float16, torch.bfloat16):
         out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
     else:
-        out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, causal, scale=scale)
+        out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, causal, scale=scale)
         lse = lse[..., : q.shape[2]]
     return State(out, lse)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,3 +24,18 @@ def merge(a: State, b: State) -> State:
     return State(
         torch.lerp(a.out.to(share.dtype), b.out.to(share.dtype), share[..., None]), torch.logaddexp(a.lse, b.lse)
     )
+
+
+def sink(state: State, s_RH: Tensor) -> State:
+    """A logit per query head that takes its share of the softmax and has no value (GPT-OSS): [R, H], n queries each."""
+    s_RHn = s_RH.float()[..., None].expand_as(state.lse)
+    share = torch.sigmoid(state.lse - s_RHn)
+    return State(state.out * share[..., None].to(state.out.dtype), torch.logaddexp(state.lse, s_RHn))
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """R rows as they lie in pages: pages int64 [R, P], a row's own first and then any; lens int64 [R], on the host."""
+
+    pages: Tensor
+    lens: np.ndarray

@@ -9,9 +9,9 @@ from torch import Tensor
 from kvfoot.cache.memory import reserve, trim
 from kvfoot.cache.pool import Pool, gather
 from kvfoot.cache.rows import Rows
-from kvfoot.core.budget import Cut
+from kvfoot.core.budget import Cut, held
 from kvfoot.core.geometry import Geometry
-from kvfoot.core.hooks import POSITION, Keep
+from kvfoot.core.hooks import POSITION, Band, Keep
 
 Values = Mapping[str, Tensor]
 """Plane values of entries: name -> [R, entries, width]."""
@@ -40,7 +40,7 @@ class KVCache:
         """A second sequence with the same entries: pages are shared until one side writes to them."""
         twin = self.open()
         twin.forked = rows.forked = True
-        twin.lens, twin.seen, twin.ordered = rows.lens.copy(), rows.seen, list(rows.ordered)
+        twin.lens, twin.seen, twin.ordered, twin.turn = rows.lens.copy(), rows.seen, list(rows.ordered), list(rows.turn)
         twin.pages = [[ids.copy() for ids in layer] for layer in rows.pages]
         for layer in twin.pages:
             for ids in layer:
@@ -55,11 +55,14 @@ class KVCache:
                 self.pool.release(ids)
         rows.pages = []
 
-    def blocks(self, rows: Rows, layer: int, cut: Cut | None = None) -> list[tuple[tuple[int, ...], int]]:
-        """KV heads of a layer grouped by length, and by count where a cut follows: [(heads, entries stored)]."""
+    def blocks(
+        self, rows: Rows, layer: int, cut: Cut | None = None, band: Band | None = None
+    ) -> list[tuple[tuple[int, ...], int]]:
+        """KV heads of a layer grouped by length, by count where a cut follows, by band: [(heads, entries stored)]."""
         lens = rows.lens[layer].tolist()
         counts = lens if cut is None else cut.counts[layer].tolist()
-        keys = list(zip(lens, counts, strict=True))
+        banded = lens if band is None else band.rows[layer].tolist()
+        keys = list(zip(lens, counts, banded, strict=True))
         if keys.count(keys[0]) == len(keys):
             return [(tuple(range(len(keys))), keys[0][0])]
         return [(tuple(h for h, k in enumerate(keys) if k == key), key[0]) for key in sorted(set(keys))]
@@ -75,7 +78,7 @@ class KVCache:
     def forecast(self, rows: Rows, new: int, cut: Cut | None) -> int:
         """Most pages that a pass of `new` tokens takes beyond those owned now; exact for even, unshared rows."""
         size = self.pool.page_size
-        after = rows.lens + new if cut is None else cut.kept(rows.lens, new)
+        after = held(cut, rows.lens, new, self.geometry)
         if cut is not None and cut.ragged:
             growth = most_pages(after, size) - (-(-rows.lens // size)).sum(1)
         else:
@@ -87,7 +90,9 @@ class KVCache:
         if len(self.pool.planes) > 1 or (cut is not None and cut.scope == "all"):
             return sum(self.pool.count_shared(ids) for layer in rows.pages for ids in layer)
         partial = rows.lens % self.pool.page_size > 0
-        return sum(self.pool.count_shared(rows.pages[i][h][-1:]) for i, h in np.argwhere(partial).tolist())
+        copies = sum(self.pool.count_shared(rows.pages[i][h][-1:]) for i, h in np.argwhere(partial).tolist())
+        rings = [layer for i, layer in enumerate(rows.pages) if self.geometry.window(i) is not None]
+        return copies + sum(self.pool.count_shared(ids) for layer in rings for ids in layer)
 
     def settle(self) -> None:
         """Keep no memory but the pool's: a prompt's scratch is as large as one of its layers."""
@@ -116,14 +121,61 @@ class KVCache:
         found = self._gather(name, plane, self._index(rows, layer, heads, b))
         return found.view(len(heads), -1, plane.shape[2])[:, :b].clone()
 
+    def table(self, rows: Rows, layer: int) -> Tensor:
+        """Page numbers of a layer's rows, int64 [kv_heads, P]; past a row's own, its first repeats."""
+        cached = rows.indices[layer].get(((), -1))
+        if cached is None:
+            tables = rows.pages[layer]
+            most = max(map(len, tables))
+            cached = torch.from_numpy(np.stack([np.pad(t, (0, most - len(t)), constant_values=t[0]) for t in tables]))
+            rows.indices[layer][(), -1] = cached = cached.to(self.pool.device)
+        return cached
+
     def positions(self, rows: Rows, layer: int, heads: tuple[int, ...]) -> Tensor:
         """Absolute positions of the stored entries, int64 [R, b], in slot order."""
         b = int(rows.lens[layer, heads[0]])
+        if self.geometry.window(layer) is not None:
+            entries = torch.arange(rows.seen - b, rows.seen, device=self.pool.device).roll(rows.turn[layer])
+            return entries.expand(len(heads), b)
         if POSITION.name in self.pool.planes:
             return self.plane(rows, layer, heads, POSITION.name)[..., 0].long()
         return torch.arange(b, device=self.pool.device).expand(len(heads), b)
 
     # Writing: `values` holds every plane's values, for the entries that the method's docstring names.
+
+    def extend(self, rows: Rows, layer: int, k: Tensor, v: Tensor, values: Values) -> None:
+        """Store one more entry in every row of a layer, whatever their lengths: k, v [kv_heads, 1, head_dim]."""
+        size, lens = self.pool.page_size, rows.lens[layer]
+        for head in np.flatnonzero((lens % size == 0) | rows.forked).tolist():
+            self._grow(rows, layer, (head,), int(lens[head]), int(lens[head]) + 1)
+        flat = [int(rows.pages[layer][h][n // size]) * size + n % size for h, n in enumerate(lens.tolist())]
+        self._write(torch.tensor(flat, device=self.pool.device), k, v, values)
+        rows.lens[layer] += 1
+
+    def slide(self, rows: Rows, layer: int, k: Tensor, v: Tensor) -> None:
+        """Store a pass's n entries in a window layer, whose oldest leave: k, v [kv_heads, b + n, head_dim] by slot.
+
+        A full ring's oldest slot is written over, so that decoding moves nothing. Planes stay unwritten there.
+        """
+        b, heads = int(rows.lens[layer, 0]), tuple(range(rows.lens.shape[1]))
+        n, window = k.shape[1] - b, self.geometry.window(layer)
+        assert window is not None
+        limit, turn = window - 1, rows.turn[layer]
+        new_k, new_v = k[:, b:], v[:, b:]
+        if b + n <= limit:
+            self.append(rows, layer, heads, new_k, new_v, {})
+        elif n == 1 and b == limit:
+            self._own(rows, layer, heads, [turn // self.pool.page_size])
+            self._write(self._slots(rows, layer, heads, turn, turn + 1), new_k, new_v, {})
+            rows.turn[layer] = (turn + 1) % b
+        else:
+            stay = min(b, max(limit - n, 0))
+            old = [x[:, :b].roll(-turn, 1)[:, b - stay :] for x in (k, v)]
+            self._drop(rows, layer, heads)
+            rows.turn[layer] = 0
+            last = slice(max(n - limit, 0), n)
+            k, v = (torch.cat([x, y[:, last]], 1) for x, y in zip(old, (new_k, new_v), strict=True))
+            self.append(rows, layer, heads, k, v, {})
 
     def append(self, rows: Rows, layer: int, heads: tuple[int, ...], k: Tensor, v: Tensor, values: Values) -> None:
         """Store n more entries per row: k, v [R, n, head_dim], values of those n."""
@@ -172,11 +224,7 @@ class KVCache:
             kept = kept.gather(1, values[POSITION.name][..., 0].long().gather(1, kept).argsort(1))
         pick = _picker(kept)
         k, v, values = pick(k), pick(v), {name: pick(value) for name, value in values.items()}
-        for head in heads:
-            self.pool.release(rows.pages[layer][head])
-            rows.pages[layer][head] = np.empty(0, np.int64)
-        rows.lens[layer, list(heads)] = 0
-        rows.indices[layer].clear()
+        self._drop(rows, layer, heads)
         self.append(rows, layer, heads, k, v, values)
 
     def commit(
@@ -218,6 +266,14 @@ class KVCache:
             self.rebuild(rows, layer, heads, _kept(keep, b + n), k, v, values)
 
     # Inside
+
+    def _drop(self, rows: Rows, layer: int, heads: tuple[int, ...]) -> None:
+        """Give all pages of some rows back."""
+        for head in heads:
+            self.pool.release(rows.pages[layer][head])
+            rows.pages[layer][head] = np.empty(0, np.int64)
+        rows.lens[layer, list(heads)] = 0
+        rows.indices[layer].clear()
 
     def _count(self, entries: int) -> int:
         return -(-entries // self.pool.page_size)

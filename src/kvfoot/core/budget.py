@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -47,14 +47,30 @@ class Cut:
         full = held.sum(1, keepdims=True) >= self.counts.sum(1, keepdims=True)
         return Cut(self.scope, np.where(full, held, self.counts).astype(np.int32))
 
+    def spread(self, geometry: Geometry) -> "Cut":
+        """A cut of the open layers alone as one of all layers; what a window layer keeps is no method's business."""
+        counts = np.full((geometry.layers, geometry.kv_heads), np.iinfo(np.int32).max, np.int32)
+        counts[geometry.open_layers] = self.counts
+        return replace(self, counts=counts)
+
+
+def held(cut: Cut | None, before: np.ndarray, new: int, geometry: Geometry) -> np.ndarray:
+    """Entries per row after a pass of `new` tokens over `before` stored ones, [layers, kv_heads]."""
+    after = before + new if cut is None else cut.kept(before, new)
+    return geometry.slide(before + new, after)
+
 
 @dataclass(frozen=True)
 class PromptPass:
-    """One forward pass over prompt[start:stop), and what is cut after it."""
+    """One forward pass over prompt[start:stop), and what is cut after it.
+
+    patch: prompt[patch[0]:patch[1]) is appended to the pass as observers and not stored (arXiv 2506.17121, section 4).
+    """
 
     start: int
     stop: int
     cut: Cut | None = None
+    patch: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

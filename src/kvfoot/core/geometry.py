@@ -1,6 +1,8 @@
 """The shape of a decoder, as far as its KV cache is concerned."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,26 @@ class Geometry:
 
     def window(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None
+
+    @property
+    def open_layers(self) -> list[int]:
+        """Layers without a window: the ones that a method decides about."""
+        return [layer for layer in range(self.layers) if self.window(layer) is None]
+
+    @property
+    def unwindowed(self) -> "Geometry":
+        """The open layers alone, as a method sees them."""
+        return replace(self, layers=len(self.open_layers), windows=())
+
+    def slide(self, lens: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """Entries per row [layers, kv_heads] `after` a pass, where window layers keep their last window - 1.
+
+        lens: the same if nothing were dropped.
+        """
+        if not any(self.windows):
+            return after
+        limit = np.array([[np.iinfo(np.int64).max if w is None else w - 1] for w in self.windows])
+        return np.where(limit < np.iinfo(np.int64).max, np.minimum(lens, limit), after)
 
     @property
     def rows(self) -> int:

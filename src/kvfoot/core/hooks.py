@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import Flag, auto
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,8 @@ class Needs(Flag):
     """Attention mass from all of the pass's queries, softmax over everything stored."""
     KEYS = auto()
     """The keys of the entries in scope, after RoPE."""
+    PRE_ROPE = auto()
+    """Keys are stored before RoPE and rotated by their rank in the row at every pass: positions are renumbered."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,37 @@ POSITION = Plane("position", dtype=torch.int32)
 
 
 @dataclass(frozen=True)
+class Band:
+    """What queries of some rows see inside a pass: positions [0, sink) and the last `window`, their own included.
+
+    rows: bool [layers, kv_heads], the rows meant; all others see every entry that is stored.
+    """
+
+    sink: int
+    window: int
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a method promises for one prompt: checked against the pool after the run (decision D10)."""
 
     passes: tuple[PromptPass, ...]
     later: Cut | None = None
     planes: tuple[Plane, ...] = ()
+    band: Band | None = None
+
+    def spread(self, geometry: Geometry) -> "Plan":
+        """A plan for the open layers as one for all layers."""
+        if not any(geometry.windows):
+            return self
+        passes = tuple(replace(p, cut=p.cut and p.cut.spread(geometry)) for p in self.passes)
+        band = self.band
+        if band is not None:
+            rows = np.zeros((geometry.layers, geometry.kv_heads), bool)
+            rows[geometry.open_layers] = band.rows
+            band = replace(band, rows=rows)
+        return replace(self, passes=passes, later=self.later and self.later.spread(geometry), band=band)
 
     @property
     def evicts(self) -> bool:
@@ -66,6 +94,7 @@ class Seen:
 
     heads: int64 [R], KV head of each row. positions: int64 [R, m], absolute. start: position of the pass's first token.
     new: tokens in the pass (the last `new` entries in scope are theirs). keep: entries in scope that survive.
+    patched: the observers are tokens that are not stored, so that none of the entries in scope is one of them.
     scores: fp32 [R, H, m] and keys: [R, m, D] as `needs` asks, else None. planes: name -> [R, m, width].
     """
 
@@ -78,6 +107,7 @@ class Seen:
     scores: Tensor | None = None
     planes: dict[str, Tensor] = field(default_factory=dict)
     keys: Tensor | None = None
+    patched: bool = False
 
     def rows(self, index: slice | list[int], keep: int) -> "Seen":
         """Some of the rows, of which `keep` entries survive."""
@@ -159,6 +189,11 @@ class Method:
         passes, later = budget.resolve(
             prompt, chunk, geometry, floor=self.protected, observers=self.observers, total=self.total
         )
+        if getattr(self, "patch", False):
+            if budget.evict != "chunk":
+                raise UsageError(f"{self.name}: patch=true shows the prompt's end to every chunk: it needs evict=chunk")
+            ends = (prompt - self.observers, prompt)
+            passes = tuple(replace(part, patch=ends) for part in passes[:-1]) + passes[-1:]
         plan = Plan(passes, later)
         return Plan(passes, later, (POSITION, *self.planes(geometry))) if plan.evicts else plan
 

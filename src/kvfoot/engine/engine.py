@@ -164,15 +164,18 @@ class Engine:
     def plan(self, method: Method, budget: Budget, prompt: int, chunk: int | None, new: int) -> Plan:
         """The method's plan for a prompt of `prompt` tokens. Raises UsageError where it does not fit the model."""
         check_length(self.geometry.positions, prompt, new)
-        return method.prepare(self.geometry, prompt, chunk, budget)
+        if method.category != "baseline" and not self.geometry.open_layers:
+            raise UsageError(
+                f"every layer of this model has a window of its own: {method.name} has nothing to decide; use full"
+            )
+        return method.prepare(self.geometry.unwindowed, prompt, chunk, budget).spread(self.geometry)
 
     def runner(
         self, plans: list[Plan], later: int, listener: Listener | None = None, *, asking: bool = False
     ) -> Runner:
         """A pool for these plans and `later` more tokens each, and what runs on it; asking: forks of them at a time."""
-        shape = (self.geometry.layers, self.geometry.kv_heads)
         count = session_pages if asking else peak_pages
-        pages = sum(count(plan, shape, self.page_size, later) for plan in plans)
+        pages = sum(count(plan, self.geometry, self.page_size, later) for plan in plans)
         planes = max((plan.planes for plan in plans), key=len)
         exact = self.kv_memory is None and self.device.type != "cpu"
         pool = Pool(

@@ -1,6 +1,7 @@
 """A batch's life on one pool: prefill sequence by sequence, decode all together, verify, release."""
 
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal
@@ -11,12 +12,15 @@ from torch import Tensor
 from kvfoot.attention.backend import Backend
 from kvfoot.cache.kv import KVCache, most_pages
 from kvfoot.cache.trace import Trace
-from kvfoot.core.budget import Cut
+from kvfoot.core.budget import Cut, held
+from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import Method, Plan
 from kvfoot.engine.clock import Clock
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
-from kvfoot.engine.step import Span, Step
+from kvfoot.engine.span import Span
+from kvfoot.engine.step import Step
+from kvfoot.models.rotation import Rotation
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Runner:
         self, model: Any, backend: Backend, cache: KVCache, stop: frozenset[int], listener: Listener | None = None
     ):
         self.model, self.backend, self.cache, self.stop = model, backend, cache, stop
+        self.rotation: Rotation | None = None
         self.tell: Listener = listener or (lambda event: None)
 
     def open(self, tokens: list[int], method: Method, plan: Plan, sampling: Sampling, index: int) -> Sequence:
@@ -78,7 +83,8 @@ class Runner:
     def prefill(self, sequence: Sequence, index: int = 0) -> Tensor:
         """Read the prompt in the plan's passes; logits fp32 [vocabulary] after its last token."""
         for part in sequence.passes:
-            logits = self._pass(sequence, sequence.tokens[part.start : part.stop], part.cut)
+            patch = sequence.tokens[slice(*part.patch)] if part.patch else []
+            logits = self._pass(sequence, sequence.tokens[part.start : part.stop], part.cut, patch)
             self.tell(Event("prefill", index, part.stop, sequence.prompt))
         self.cache.settle()
         sequence.verify()
@@ -96,9 +102,15 @@ class Runner:
         sequence.verify()
         return logits
 
-    def _pass(self, sequence: Sequence, tokens: list[int], cut: Cut | None) -> Tensor:
-        step = Step(self.cache, self.backend, [Span(sequence, 0, len(tokens), cut)])
-        return step.forward(self.model, tokens)[0]
+    def _pass(self, sequence: Sequence, tokens: list[int], cut: Cut | None, patch: Many[int] = ()) -> Tensor:
+        span = Span(sequence, 0, len(tokens), cut, patch=len(patch))
+        return self.step([span]).forward(self.model, [*tokens, *patch])[0]
+
+    def step(self, spans: list[Span]) -> Step:
+        """A pass over these spans."""
+        if self.rotation is None and any(span.renumbered for span in spans):
+            self.rotation = Rotation(self.model)
+        return Step(self.cache, self.backend, spans, self.rotation)
 
     def decode(
         self, sequences: list[Sequence], logits: Iterable[Tensor], limit: int, sampling: Sampling, clock: Clock
@@ -110,7 +122,7 @@ class Runner:
         while live := [(i, s) for i, s in enumerate(sequences) if not s.done]:
             began = perf_counter()
             spans = [Span(s, j, j + 1, s.later) for j, (_, s) in enumerate(live)]
-            found = Step(self.cache, self.backend, spans).forward(self.model, [s.tokens[-1] for _, s in live])
+            found = self.step(spans).forward(self.model, [s.tokens[-1] for _, s in live])
             for (i, sequence), row in zip(live, found, strict=True):
                 self._take(sequence, row, limit, sampling, i)
             clock.steps.append(perf_counter() - began)
@@ -125,31 +137,31 @@ class Runner:
         self.tell(Event("token", index, len(sequence.generated), limit, token))
 
 
-def peak_pages(plan: Plan, layers_heads: tuple[int, int], page_size: int, later: int) -> int:
+def peak_pages(plan: Plan, geometry: Geometry, page_size: int, later: int) -> int:
     """Pages that a sequence owns at its worst moment, `later` tokens after the prompt included, by the plan.
 
     Layers commit one after the other: in a pass that cuts, rows that still grow meet rows that have not shrunk yet.
     """
-    pages = [_pages(plan, lens, page_size) for lens in _lengths(plan, layers_heads, later)]
+    pages = [_pages(plan, lens, page_size) for lens in _lengths(plan, geometry, later)]
     return max(int(np.maximum(a, b).sum()) for a, b in zip([pages[0], *pages], pages, strict=False))
 
 
-def session_pages(plan: Plan, layers_heads: tuple[int, int], page_size: int, later: int) -> int:
+def session_pages(plan: Plan, geometry: Geometry, page_size: int, later: int) -> int:
     """Pages that a kept prompt and one fork of it, `later` tokens further, own at their worst moment."""
-    *_, kept, after = _lengths(plan, layers_heads, later)
-    rewrites = plan.later is not None or len(plan.planes) > 1
+    *_, kept, after = _lengths(plan, geometry, later)
+    rewrites = plan.later is not None or len(plan.planes) > 1 or any(geometry.windows)
     shared = 0 if rewrites else _pages(plan, kept, page_size, whole=True)
     own = _pages(plan, after, page_size) - shared
-    return max(peak_pages(plan, layers_heads, page_size, 0), int((_pages(plan, kept, page_size) + own).sum()))
+    return max(peak_pages(plan, geometry, page_size, 0), int((_pages(plan, kept, page_size) + own).sum()))
 
 
-def _lengths(plan: Plan, layers_heads: tuple[int, int], later: int) -> list[np.ndarray]:
+def _lengths(plan: Plan, geometry: Geometry, later: int) -> list[np.ndarray]:
     """Entries per row, int64 [layers, kv_heads], after each of the prompt's passes and `later` tokens after it."""
-    lens = np.zeros(layers_heads, np.int64)
+    lens = np.zeros((geometry.layers, geometry.kv_heads), np.int64)
     found = []
     steps: list[tuple[int, Cut | None]] = [(p.stop - p.start, p.cut) for p in plan.passes]
     for new, cut in [*steps, (later, plan.later)]:
-        lens = lens + new if cut is None else cut.kept(lens, new)
+        lens = held(cut, lens, new, geometry)
         found.append(lens)
     return found
 

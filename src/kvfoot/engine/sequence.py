@@ -7,7 +7,7 @@ import torch
 
 from kvfoot.cache.rows import Rows
 from kvfoot.cache.trace import Trace
-from kvfoot.core.budget import Cut, PromptPass
+from kvfoot.core.budget import Cut, PromptPass, held
 from kvfoot.core.errors import BrokenPromise
 from kvfoot.core.hooks import Method, Plan
 
@@ -42,7 +42,7 @@ class Sequence:
 
     def promise(self, new: int, cut: Cut | None) -> None:
         """The plan's arithmetic for a pass of `new` tokens: independent of what the cache does."""
-        self.promised = self.promised + new if cut is None else cut.kept(self.promised, new)
+        self.promised = held(cut, self.promised, new, self.trace.geometry)
 
     def verify(self) -> None:
         """Decision D10: the pool holds what the method promised, row by row (a ragged prompt: layer by layer)."""

@@ -8,7 +8,6 @@ one token per sequence. Nothing is padded, so a sequence's numbers do not depend
 """
 
 from collections.abc import Sequence as Spans
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,65 +15,34 @@ import torch
 from torch import Tensor
 
 from kvfoot.attention.backend import Backend
+from kvfoot.attention.state import Ragged
 from kvfoot.cache.kv import KVCache
-from kvfoot.cache.trace import Pass, triangle
-from kvfoot.core.budget import Cut
-from kvfoot.core.errors import NotFinite
-from kvfoot.core.hooks import POSITION, Keep, Needs, Seen
-from kvfoot.engine.sequence import Sequence
-from kvfoot.models.bridge import PassCache
+from kvfoot.cache.trace import Pass
+from kvfoot.core.errors import NotFinite, UsageError
+from kvfoot.core.hooks import POSITION, Keep
+from kvfoot.engine.look import ask, look, scan
+from kvfoot.engine.span import Block, Heads, Span
+from kvfoot.models.bridge import Call, PassCache
+from kvfoot.models.rotation import Rotation
 
-
-@dataclass
-class Span:
-    """n = stop - start new tokens of a sequence, at packed[start:stop), and the cut that follows.
-
-    due: bool [layers, kv_heads], rows from which the cut takes something.
-    """
-
-    sequence: Sequence
-    start: int
-    stop: int
-    cut: Cut | None
-    due: np.ndarray | None = None
-
-    @property
-    def n(self) -> int:
-        return self.stop - self.start
-
-
-@dataclass
-class Block:
-    """Rows of one layer and of equal length after attention, before their commit.
-
-    keys, values: [R, b + n, D]; new, old: planes of the n new and of the b stored entries; seen: what the method is to
-    choose from, None where everything stays.
-    """
-
-    heads: tuple[int, ...]
-    b: int
-    keys: Tensor
-    values: Tensor
-    new: dict[str, Tensor]
-    old: dict[str, Tensor]
-    seen: Seen | None
+WINDOW_QUERIES = 1024
+"""Most queries of a window layer that are attended at once: each block sees its own stretch of keys."""
 
 
 class Step:
     """One pass. `forward` runs it; `attend` is what the model's attention calls in every layer."""
 
-    def __init__(self, cache: KVCache, backend: Backend, spans: Spans[Span]):
-        self.cache, self.backend, self.spans = cache, backend, spans
-        geometry = cache.geometry
+    def __init__(self, cache: KVCache, backend: Backend, spans: Spans[Span], rotation: Rotation | None = None):
+        self.cache, self.backend, self.spans, self.rotation = cache, backend, spans, rotation
         self.checks: list[Tensor] = []
         cache.pool.require(sum(cache.forecast(s.sequence.rows, s.n, s.cut) for s in spans))
         for span in spans:
             sequence = span.sequence
             before = sequence.rows.lens.copy()
             span.due = None if span.cut is None else span.cut.due(before, span.n)
-            sequence.trace.passes.append(Pass(span.n, sequence.rows.seen, before, scan=_scan(span, before)))
+            passed = Pass(span.n, sequence.rows.seen, before, span.patch, scan(span, before))
+            sequence.trace.passes.append(passed)
             sequence.promise(span.n, span.cut)
-        self.group = (geometry.kv_heads, geometry.group)
 
     @torch.inference_mode()
     def forward(self, model: Any, tokens: Spans[int]) -> Tensor:
@@ -83,69 +51,162 @@ class Step:
         Raises NotFinite where the logits or a layer's attention are NaN or infinite, naming the layer.
         """
         device = self.cache.pool.device
-        positions = [s.sequence.rows.seen + i for s in self.spans for i in range(s.n)]
+        positions = [0 if s.renumbered else s.sequence.rows.seen + i for s in self.spans for i in range(s.n + s.patch)]
         last = torch.tensor([s.stop - 1 for s in self.spans], device=device)
         output = model(
             input_ids=torch.tensor([list(tokens)], device=device),
             position_ids=torch.tensor([positions], device=device),
-            past_key_values=PassCache(self.attend, positions[0]),
+            past_key_values=PassCache(self.attend, self.spans[0].sequence.rows.seen),
             use_cache=True,
             logits_to_keep=last,
         )
-        for span in self.spans:
-            span.sequence.rows.seen += span.n
+        self.done()
         logits = output.logits[0].float()
         if not bool(torch.isfinite(logits).all() & torch.isfinite(torch.stack(self.checks)).all()):
             raise NotFinite(self._blame())
         return logits
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """q [1, heads, T, D], k and v [1, kv_heads, T, D] after RoPE -> attention output [1, T, heads, D]."""
-        G, H = self.group
-        T, D = q.shape[2], q.shape[3]
-        out = torch.empty(T, G, H, D, dtype=q.dtype, device=q.device)
-        q_GHTD, k_GTD, v_GTD = q[0].view(G, H, T, D), k[0], v[0]
+    def done(self) -> None:
+        """All layers have been through `attend`."""
         for span in self.spans:
-            inside = slice(span.start, span.stop)
-            ragged = span.cut is not None and span.cut.ragged and span.due is not None and span.due[layer, 0]
-            blocks: list[Block] = []
-            for heads, b in self.cache.blocks(span.sequence.rows, layer, span.cut):
-                every = len(heads) == G
-                rows = slice(None) if every else list(heads)
-                q_RHnD, k_RnD, v_RnD = q_GHTD[rows, :, inside], k_GTD[rows, inside], v_GTD[rows, inside]
-                out_RHnD, block = self._block(span, layer, heads, b, q_RHnD, k_RnD, v_RnD, scale)
-                out[inside, rows] = out_RHnD.permute(2, 0, 1, 3).to(out.dtype)
-                if ragged:
-                    blocks.append(block)
-                else:
-                    keep = None if block.seen is None else span.sequence.method.keep(block.seen)
-                    self._commit(span, layer, block, keep)
-            if ragged:
-                self._divide(span, layer, blocks, k_GTD[:, inside], v_GTD[:, inside])
-        # torch's CPU kernel takes a query whose logits are all NaN for a masked one and answers 0: look at q and k too.
-        self.checks.append(sum((x.sum(dtype=torch.float32) for x in (q, k)), out.sum(dtype=torch.float32)))
-        return out.view(1, T, G * H, D)
+            span.sequence.rows.seen += span.n
 
-    def _block(
-        self, span: Span, layer: int, heads: tuple[int, ...], b: int, q: Tensor, k: Tensor, v: Tensor, scale: float
-    ) -> tuple[Tensor, Block]:
-        """R rows of equal length b: attention output [R, H, n, D], and what is to be committed."""
-        cache, sequence, n = self.cache, span.sequence, span.n
-        if b:
-            keys, values = cache.history(sequence.rows, layer, heads, room=n)
-            keys[:, b:], values[:, b:] = k, v
-        else:
-            keys, values = k, v
-        state = self.backend.attend(q, keys, values, scale, True)
+    def attend(self, call: Call) -> Tensor:
+        """One layer: q [1, heads, T, D], k and v [1, kv_heads, T, D] -> attention output [1, T, heads, D]."""
+        geometry, layer = self.cache.geometry, call.layer
+        if call.window != geometry.window(layer):
+            raise UsageError(
+                f"layer {layer} asks for a window of {call.window} tokens, the config for {geometry.window(layer)}"
+            )
+        part = Heads(call, geometry.kv_heads, geometry.group)
+        windowed = geometry.window(layer) is not None
+        quiet = [] if windowed else [span for span in self.spans if span.appends]
+        if quiet:
+            self._decode(part, quiet)
+        for span in self.spans:
+            if windowed:
+                self._slide(part, span)
+            elif not span.appends:
+                self._attend(part, span)
+        # torch's CPU kernel takes a query whose logits are all NaN for a masked one and answers 0: look at q and k too.
+        parts = (call.q, call.k, part.out)
+        self.checks.append(torch.stack([x.sum(dtype=torch.float32) for x in parts]).sum())
+        return part.out.view(1, part.out.shape[0], -1, part.out.shape[3])
+
+    def _decode(self, part: Heads, spans: Spans[Span]) -> None:
+        """Spans of one token that only append: stored first, then one attention over all their rows, ragged or not."""
+        cache, layer = self.cache, part.layer
+        for span in spans:
+            at, rows = slice(span.start, span.stop), span.sequence.rows
+            new = {POSITION.name: torch.full((len(part.k), 1, 1), rows.seen)} if span.sequence.plan.planes else {}
+            cache.extend(rows, layer, part.k[:, at], part.v[:, at], new)
+        tables = [cache.table(span.sequence.rows, layer) for span in spans]
+        most = max(table.shape[1] for table in tables)
+        whole = [torch.cat([t, t[:, :1].expand(-1, most - t.shape[1])], 1) if t.shape[1] < most else t for t in tables]
+        lens = np.concatenate([span.sequence.rows.lens[layer] for span in spans])
+        ragged = Ragged(torch.cat(whole) if len(whole) > 1 else whole[0], lens)
+        places = [span.start for span in spans]
+        H, D = part.q.shape[1], part.q.shape[3]
+        q_RHD = part.q[:, :, places].permute(2, 0, 1, 3).reshape(-1, H, D)
+        state = self.backend.decode(q_RHD, cache.pool.k, cache.pool.v, ragged, part.scale)
+        part.write_steps(state, places)
+
+    def _slide(self, part: Heads, span: Span) -> None:
+        """A layer with a window of its own: a query sees the last `window` positions, and no more than them is kept."""
+        rows, layer, n = span.sequence.rows, part.layer, span.n + span.patch
+        window, heads = self.cache.geometry.window(layer), tuple(range(len(part.k)))
+        assert window is not None
+        b = int(rows.lens[layer, 0])
+        q, k, v = part.q[:, :, span.packed], part.k[:, span.packed], part.v[:, span.packed]
+        new = torch.arange(rows.seen, rows.seen + n, device=k.device)
+        if span.renumbered:  # distances inside a window are what they are: no rank is needed
+            assert self.rotation is not None
+            at = new.expand(len(k), n)
+            q, k = self.rotation(layer, q, at), self.rotation(layer, k[:, None], at)[:, 0]
+        keys, values = self._history(span, layer, heads, b, k, v)
+        positions = torch.cat([self.cache.positions(rows, layer, (0,))[0], new])
+        for start in range(0, n, WINDOW_QUERIES):
+            stop = min(start + WINDOW_QUERIES, n)
+            first = 0 if start < window - 1 else b + start - window + 1  # the block's first query sees that far back
+            some, own = slice(first, b + stop), positions[b + start : b + stop, None]
+            visible = (positions[some] <= own) & (positions[some] > own - window)
+            state = self.backend.attend(
+                q[:, :, start:stop], keys[:, some], values[:, some], part.scale, True, visible[None]
+            )
+            part.write(state, slice(span.start + start, span.start + stop))
+        end = b + span.n
+        self.cache.slide(rows, layer, keys[:, :end], values[:, :end])
+
+    def _attend(self, part: Heads, span: Span) -> None:
+        """A chunk, or a step that observes or evicts: block by block of rows of equal length."""
+        sequence, layer = span.sequence, part.layer
+        ragged = span.cut is not None and span.cut.ragged and span.due is not None and bool(span.due[layer, 0])
+        blocks: list[Block] = []
+        for heads, b in self.cache.blocks(sequence.rows, layer, span.cut, sequence.plan.band):
+            block = self._block(part, span, heads, b)
+            if ragged:
+                blocks.append(block)
+            else:
+                self._commit(span, layer, block, None if block.seen is None else sequence.method.keep(block.seen))
+        if ragged:
+            own = slice(span.start, span.stop)
+            self._divide(span, layer, blocks, part.k[:, own], part.v[:, own])
+
+    def _block(self, part: Heads, span: Span, heads: tuple[int, ...], b: int) -> Block:
+        """R rows of equal length b: their attention output is written; what is to be committed comes back."""
+        sequence, n, layer = span.sequence, span.n, part.layer
+        every = len(heads) == len(part.k)
+        rows = slice(None) if every else list(heads)
+        q, k, v = part.q[rows][:, :, span.packed], part.k[rows][:, span.packed], part.v[rows][:, span.packed]
+        keys, values = self._history(span, layer, heads, b, k, v)
+        stored = keys
+        if span.renumbered:
+            q, keys = self._renumber(span, layer, heads, q, keys)
+        visible = self._visible(span, layer, heads, keys)
+        state = self.backend.attend(q, keys, values, part.scale, True, visible)
+        state = part.write(state, span.packed, rows)
         new: dict[str, Tensor] = {}
         old: dict[str, Tensor] = {}
-        chosen: Seen | None = None
+        chosen = None
         if sequence.plan.planes:
-            seen = self._seen(span, layer, heads, b)
+            seen = look(span, layer, heads, b, self.cache.pool.device)
             if span.cut is not None or len(sequence.plan.planes) > 1:
-                old, chosen = self._ask(span, seen, heads, b, q, keys, state.lse, scale)
+                old, chosen = ask(self.cache, self.backend, span, seen, heads, b, q, keys, state.lse, part.scale)
             new = {name: value[:, -n:] for name, value in seen.planes.items()}
-        return state.out, Block(heads, b, keys, values, new, old, chosen)
+        return Block(heads, b, stored[:, : b + n], values[:, : b + n], new, old, chosen)
+
+    def _history(
+        self, span: Span, layer: int, heads: tuple[int, ...], b: int, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The b stored entries and the pass's own, keys and values [R, b + n + patch, D]."""
+        if not b:
+            return k, v
+        keys, values = self.cache.history(span.sequence.rows, layer, heads, room=k.shape[1])
+        keys[:, b:], values[:, b:] = k, v
+        return keys, values
+
+    def _renumber(
+        self, span: Span, layer: int, heads: tuple[int, ...], q: Tensor, keys: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys rotated to their ranks in the row (PRE_ROPE): stored entries by position, then the pass."""
+        assert self.rotation is not None
+        R, _, n, _ = q.shape
+        b = keys.shape[1] - n
+        rank = torch.arange(b, b + n, device=q.device).expand(R, n)
+        stored = self.cache.positions(span.sequence.rows, layer, heads).argsort(1).argsort(1)
+        turned = self.rotation(layer, keys[:, None], torch.cat([stored, rank], 1))
+        return self.rotation(layer, q, rank), turned[:, 0]
+
+    def _visible(self, span: Span, layer: int, heads: tuple[int, ...], keys: Tensor) -> Tensor | None:
+        """bool [R, n, b + n]: what rows with a band see; None where everything stored is seen."""
+        band, rows = span.sequence.plan.band, span.sequence.rows
+        if band is None or not band.rows[layer, heads[0]]:
+            return None
+        n = span.n + span.patch
+        own = torch.arange(rows.seen, rows.seen + n, device=keys.device)
+        p = torch.cat([self.cache.positions(rows, layer, heads), own.expand(len(heads), n)], 1)[:, None]
+        q = own[None, :, None]
+        return (p <= q) & ((p > q - band.window) | (p < band.sink))
 
     def _commit(self, span: Span, layer: int, block: Block, keep: Keep | None) -> None:
         rows = span.sequence.rows
@@ -179,58 +240,6 @@ class Step:
             keep = sequence.method.keep(seen) if count < seen.size else None
             self._commit(span, layer, Block(heads, block.b, keys, values, new, old, seen), keep)
 
-    def _seen(self, span: Span, layer: int, heads: tuple[int, ...], b: int) -> Seen:
-        """The pass as a method sees it, of its own entries alone so far."""
-        start, n, device = span.sequence.rows.seen, span.n, self.cache.pool.device
-        positions = torch.arange(start, start + n, device=device).expand(len(heads), n)
-        planes = {POSITION.name: positions[..., None]}
-        return Seen(layer, torch.tensor(heads, device=device), positions, start, n, b + n, planes=planes)
-
-    def _ask(
-        self,
-        span: Span,
-        seen: Seen,
-        heads: tuple[int, ...],
-        b: int,
-        q: Tensor,
-        keys: Tensor,
-        lse: Tensor,
-        scale: float,
-    ) -> tuple[dict[str, Tensor], Seen | None]:
-        """The planes [R, b, width] of the stored entries after the pass, and what the method is to choose from."""
-        cache, sequence, n = self.cache, span.sequence, span.n
-        method, rows = sequence.method, sequence.rows
-        if b:
-            seen.positions = torch.cat([cache.positions(rows, seen.layer, heads), seen.positions], 1)
-            seen.planes[POSITION.name] = seen.positions[..., None]
-        for plane in sequence.plan.planes[1:]:
-            stored = cache.plane(rows, seen.layer, heads, plane.name)
-            seen.planes[plane.name] = torch.cat([stored, stored.new_zeros(len(heads), n, plane.width)], 1)
-        if Needs.COLUMN_SCORES in method.needs:
-            seen.scores = self.backend.column_scores(q, keys, lse, scale)
-        seen.planes |= method.observe(seen)
-        old = {name: value[:, :b] for name, value in seen.planes.items()}
-        if span.cut is None or span.due is None or not span.due[seen.layer, heads[0]]:
-            return old, None
-        scope = b if span.cut.scope == "new" else 0
-        limit = int(span.cut.counts[seen.layer, heads[0]])
-        if Needs.WINDOW_SCORES in method.needs:
-            w = min(n, method.observers)
-            seen.scores = self.backend.window_scores(q[:, :, n - w :], keys[:, scope:], scale)
-        chosen = Seen(
-            seen.layer,
-            seen.heads,
-            seen.positions[:, scope:],
-            seen.start,
-            n,
-            limit,
-            seen.scores,
-            {name: value[:, scope:] for name, value in seen.planes.items()},
-            # Of a ragged cut all blocks are looked at before one is committed: their histories share the scratch.
-            (keys[:, scope:].clone() if span.cut.ragged else keys[:, scope:]) if Needs.KEYS in method.needs else None,
-        )
-        return old, chosen
-
     def _blame(self) -> str:
         bad = [i for i, check in enumerate(self.checks) if not bool(torch.isfinite(check))]
         where = f"attention of layer {bad[0]}" if bad else "the last layer's output"
@@ -238,23 +247,3 @@ class Step:
             f"NaN or infinite values, first in {where}: the weights are damaged or the numbers overflow in this dtype "
             "(try --dtype float32)"
         )
-
-
-def _scan(span: Span, before: np.ndarray) -> np.ndarray | None:
-    """Pairs that score keys a second time, int64 [layers, kv_heads]: of the queries that score, what each may see.
-
-    A method that looks at the keys themselves reads each of those in scope once.
-    """
-    method, n = span.sequence.method, span.n
-    if Needs.COLUMN_SCORES in method.needs and span.sequence.plan.planes:
-        return triangle(n) + n * before
-    if span.cut is None or span.due is None:
-        return None
-    scope = n if span.cut.scope == "new" else before + n
-    pairs: int | np.ndarray = 0
-    if Needs.WINDOW_SCORES in method.needs:
-        w = min(n, method.observers)
-        pairs = w * scope - triangle(w - 1)
-    if Needs.KEYS in method.needs:
-        pairs = pairs + scope
-    return np.where(span.due, pairs, 0)

@@ -5,6 +5,7 @@ whose tensors are no handles (another cache, training) go on to the implementati
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import transformers
@@ -15,8 +16,26 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from kvfoot.core.errors import UsageError
 
-Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
-"""(layer, q [1, heads, T, D], k [1, kv_heads, T, D], v, scale) -> attention output [1, T, heads, D]."""
+
+@dataclass(frozen=True)
+class Call:
+    """A layer's attention as the model asks for it: q [B, heads, T, D], k and v [B, kv_heads, T, D] after RoPE.
+
+    window: tokens that a query sees, its own included, None for all. sinks: [heads], a logit per query head that takes
+    part in the softmax and has no value.
+    """
+
+    layer: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
+    window: int | None = None
+    sinks: Tensor | None = None
+
+
+Attend = Callable[[Call], Tensor]
+"""A layer's attention -> its output [B, T, heads, D]."""
 
 PREFIX = "kvfoot_"
 IGNORED = {
@@ -26,6 +45,7 @@ IGNORED = {
     "logits_to_keep",
     "output_attentions",
     "output_hidden_states",
+    "output_router_logits",
     "position_embeddings",
     "position_ids",
     "return_dict",
@@ -119,15 +139,16 @@ def _attention(previous: str) -> Callable[..., Any]:
             plain = ALL_ATTENTION_FUNCTIONS.get_interface(previous, _eager(module))
             return plain(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         strange = {k: v for k, v in kwargs.items() if v is not None and k not in IGNORED}
-        if strange.get("sliding_window", 0) >= getattr(module.config, "max_position_embeddings", float("inf")):
-            del strange["sliding_window"]  # a window that no position leaves (layout.windowed)
+        window, sinks = strange.pop("sliding_window", None), strange.pop("s_aux", None)
+        if window is not None and window >= getattr(module.config, "max_position_embeddings", float("inf")):
+            window = None  # no position leaves it (layout.windows)
         if strange:
             raise UsageError(
                 f"{type(module).__name__} asks for {', '.join(sorted(strange))}, which kvfoot does not honour: this "
                 "model is not supported"
             )
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        return key.attend(key.layer, query, key.k, key.v, scale), None
+        return key.attend(Call(key.layer, query, key.k, key.v, scale, window, sinks)), None
 
     return attention
 

@@ -6,6 +6,9 @@ from kvfoot.core.errors import UsageError
 from kvfoot.core.geometry import Geometry
 
 FAMILIES = {
+    "cohere2": "Command R7B",
+    "gemma3_text": "Gemma-3",
+    "gpt_oss": "GPT-OSS",
     "llama": "Llama",
     "mistral": "Mistral",
     "olmo2": "OLMo2",
@@ -18,22 +21,18 @@ FAMILIES = {
 
 ENCODER_DECODER = ("is an encoder-decoder model", "decoders only are run: cross attention has a cache of its own")
 LATENT = ("caches one latent vector per token (MLA)", "entries without keys and values per head")
-SINKS = ("has attention sinks, an extra logit per head in the softmax", "backends that add it to the denominator")
 SOFT_CAP = ("caps its attention logits softly (tanh)", "backends that cap them too")
-WINDOW = ("has layers that attend to a window only", "rows whose entries leave with the window")
+TWO_SIDED = ("attends in both directions", "a decoder that looks back only")
+IMAGES = ("reads images beside text", "its text model alone (Gemma3ForCausalLM)")
 CHUNKED = ("has layers that attend within chunks only", "rows whose entries leave with the chunk")
 REFUSED = {
     "bart": ENCODER_DECODER,
-    "cohere2": WINDOW,
     "deepseek_v2": LATENT,
     "deepseek_v3": LATENT,
     "gemma2": SOFT_CAP,
-    "gemma3": WINDOW,
-    "gemma3_text": WINDOW,
-    "gpt_oss": SINKS,
+    "gemma3": IMAGES,
     "llama4": CHUNKED,
     "llama4_text": CHUNKED,
-    "olmo3": WINDOW,
     "t5": ENCODER_DECODER,
 }
 """Families known to need more: (why, what the engine would have to have)."""
@@ -52,6 +51,7 @@ def geometry_of(model: Any) -> Geometry:
         group=heads // kv_heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         positions=config.max_position_embeddings,
+        windows=windows(config),
     )
 
 
@@ -81,27 +81,27 @@ def _beyond(config: Any) -> tuple[str, str] | None:
         return LATENT
     if getattr(config, "attn_logit_softcapping", None):
         return SOFT_CAP
-    window = windowed(config)
-    if window is not None:
-        return f"with sliding_window={window} {WINDOW[0]}", WINDOW[1]
+    if getattr(config, "use_bidirectional_attention", False):
+        return TWO_SIDED
     return None
 
 
-def windowed(config: Any) -> int | None:
-    """The window of the layers that have one, None where every layer sees every position the model has."""
+def windows(config: Any) -> tuple[int | None, ...]:
+    """The window of each layer in tokens, None where it sees every position the model has; () if no layer has one."""
     window = getattr(config, "sliding_window", None)
-    if window is None or not getattr(config, "use_sliding_window", True):
-        return None
-    types = getattr(config, "layer_types", None)
-    if types is not None and "sliding_attention" not in types:
-        return None
-    return window if window < config.max_position_embeddings else None
+    if window is None or not getattr(config, "use_sliding_window", True) or window >= config.max_position_embeddings:
+        return ()
+    types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    found = tuple(window if kind == "sliding_attention" else None for kind in types)
+    return found if any(found) else ()
 
 
 def _check_rope(config: Any, kind: str) -> None:
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    rope = parameters.get("rope_type") or parameters.get("type") or "default"
-    if rope not in ROPE:
+    each = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]  # by layer type, or one for all
+    for rope in (p.get("rope_type") or p.get("type") or "default" for p in each):
+        if rope in ROPE:
+            continue
         raise UsageError(
             f"model family {kind!r} with RoPE of type {rope!r}, which changes with the length of the text, is not "
             f"supported: it needs a factor fixed before the first token (types that are: {', '.join(sorted(ROPE))})"

@@ -19,6 +19,8 @@ class SnapKV(Method):
     Published defaults (class defaults of the paper's code): window 64, average pooling over 5. The paper keeps an own
     set per query head; `group` joins them after pooling (arXiv 2506.17121, appendix: mean).
     Under `budget`, the votes of a decode step are the new token's own.
+    patch: the prompt's last `window` tokens follow every chunk as its observers, right behind it, and are not kept
+    (arXiv 2506.17121, section 4): a chunk before the last then keeps no window of its own.
     """
 
     window: int = 64
@@ -26,6 +28,7 @@ class SnapKV(Method):
     pool: Pool = "avg"
     group: Join = "mean"
     sink: int = 0
+    patch: bool = False
     needs: ClassVar[Needs] = Needs.WINDOW_SCORES
 
     def __post_init__(self) -> None:
@@ -39,9 +42,10 @@ class SnapKV(Method):
     def priority(self, seen: Seen) -> Tensor:
         """Votes fp32 [R, m], infinite for sinks and window."""
         assert seen.scores is not None
+        window = 0 if seen.patched else self.window
         order = seen.positions.argsort(1)
         votes = seen.scores.gather(2, order[:, None].expand_as(seen.scores))
         # The window's own columns do not smooth into their neighbours: they are cut off before pooling.
-        outside = seen.positions.gather(1, order) <= seen.last - self.window
+        outside = seen.positions.gather(1, order) <= seen.last - window
         smooth = join(pool(votes * outside[:, None], self.kernel, self.pool), self.group)
-        return protect(seen, torch.zeros_like(smooth).scatter(1, order, smooth), sink=self.sink, window=self.window)
+        return protect(seen, torch.zeros_like(smooth).scatter(1, order, smooth), sink=self.sink, window=window)

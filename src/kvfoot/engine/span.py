@@ -1,0 +1,95 @@
+"""What one pass does with one sequence, and rows between their attention and their commit."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvfoot.attention.state import State, sink
+from kvfoot.core.budget import Cut
+from kvfoot.core.hooks import POSITION, Needs, Seen
+from kvfoot.engine.sequence import Sequence
+from kvfoot.models.bridge import Call
+
+
+@dataclass
+class Span:
+    """n = stop - start new tokens of a sequence, at packed[start:stop), and the cut that follows.
+
+    patch: tokens right behind them, at packed[stop:stop + patch), that observe and are not stored.
+    due: bool [layers, kv_heads], rows from which the cut takes something.
+    """
+
+    sequence: Sequence
+    start: int
+    stop: int
+    cut: Cut | None
+    due: np.ndarray | None = None
+    patch: int = 0
+
+    @property
+    def n(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def packed(self) -> slice:
+        """Places of its tokens in the pass, the patch's included."""
+        return slice(self.start, self.stop + self.patch)
+
+    @property
+    def renumbered(self) -> bool:
+        return Needs.PRE_ROPE in self.sequence.method.needs
+
+    @property
+    def appends(self) -> bool:
+        """One token that every row takes in, with nothing to observe and nothing to evict: the quiet decode step."""
+        sequence = self.sequence
+        quiet = self.cut is None and sequence.plan.band is None and not self.renumbered
+        return self.n == 1 and not self.patch and quiet and all(p is POSITION for p in sequence.plan.planes)
+
+
+@dataclass
+class Block:
+    """Rows of one layer and of equal length after attention, before their commit.
+
+    keys, values: [R, b + n, D]; new, old: planes of the n new and of the b stored entries; seen: what the method is to
+    choose from, None where everything stays.
+    """
+
+    heads: tuple[int, ...]
+    b: int
+    keys: Tensor
+    values: Tensor
+    new: dict[str, Tensor]
+    old: dict[str, Tensor]
+    seen: Seen | None
+
+
+class Heads:
+    """A layer's queries, keys and values by KV head, and its output.
+
+    q: [G, H, T, D], k and v: [G, T, D], out: [T, G, H, D], with H query heads for each of G KV heads.
+    sinks: fp32 [G, H] or None, the logits that take a share of the softmax (GPT-OSS).
+    """
+
+    def __init__(self, call: Call, kv_heads: int, group: int):
+        T, D = call.q.shape[2:]
+        self.layer, self.scale = call.layer, call.scale
+        self.q, self.k, self.v = call.q[0].view(kv_heads, group, T, D), call.k[0], call.v[0]
+        self.sinks = None if call.sinks is None else call.sinks.float().view(kv_heads, group)
+        self.out = torch.empty(T, kv_heads, group, D, dtype=call.q.dtype, device=call.q.device)
+
+    def write(self, state: State, at: slice, rows: slice | list[int] = slice(None)) -> State:
+        """The attention [R, H, n, D] of some rows and of the tokens `at`; returned with the sinks' share taken."""
+        if self.sinks is not None:
+            state = sink(state, self.sinks[rows])
+        self.out[at, rows] = state.out.permute(2, 0, 1, 3).to(self.out.dtype)
+        return state
+
+    def write_steps(self, state: State, places: list[int]) -> None:
+        """The attention [len(places) x G, H, D] of one token each of several sequences."""
+        out, (G, H) = state.out, self.out.shape[1:3]
+        if self.sinks is not None:
+            out = sink(State(out[:, :, None], state.lse[..., None]), self.sinks.repeat(len(places), 1)).out
+        self.out[places] = out.reshape(len(places), G, H, -1).to(self.out.dtype)
