@@ -27,6 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "snapkv keep=0.25 post": {"method": "snapkv", "keep": "0.25"},
     "snapkv keep=0.25 chunk": {"method": "snapkv", "keep": "0.25", "evict": "chunk"},
+    "adakv keep=0.25 post": {"method": "adakv", "keep": "0.25", "options": {"window": 64, "kernel": 5}},
     "h2o keep=0.25 post": {"method": "h2o", "keep": "0.25"},
     "streaming keep=0.25 chunk": {"method": "streaming", "keep": "0.25", "evict": "chunk"},
 }

@@ -31,7 +31,7 @@ def geometry(kind: str, **fields: Any) -> Geometry:
         (
             "gpt2",
             {},
-            "is not supported: Command R7B, Gemma-3, GPT-OSS, Llama, Mistral, OLMo2, Phi-3, Qwen2, Qwen3, SmolLM3 are checked",
+            "is not supported: Command R7B, Gemma-3, GPT-OSS, Llama, Mistral, OLMo2, Phi-3, Qwen2, Qwen3, SmolLM3 are",
             "honour",
         ),
         ("llama", SMALL | {"attn_logit_softcapping": 50.0}, "caps its attention logits", "cap them too"),

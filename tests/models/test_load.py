@@ -204,7 +204,7 @@ def test_encoder_decoder_and_models_that_are_no_decoder(folder):
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "t5", "is_encoder_decoder": True}))
     assert refused(folder) == f"{folder}: t5 is an encoder-decoder: give a decoder (causal LM)"
     (folder / "config.json").write_text(json.dumps({"model_type": "clip"}))
-    assert f"{folder}: model family 'clip' is not supported: Llama" in refused(folder)
+    assert f"{folder}: model family 'clip' is not supported: Command R7B, Gemma-3" in refused(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
     assert "no-such-model" in refused(folder)
 

@@ -1,15 +1,16 @@
 """The ragged paged cache: rows that grow, shrink, fork and are read, each at its own length (decision D2)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kvfoot.cache.memory import reserve, trim
+from kvfoot.cache.paging import Paging
 from kvfoot.cache.pool import Pool, gather
 from kvfoot.cache.rows import Rows
-from kvfoot.core.budget import Cut, held
+from kvfoot.core.budget import Cut
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import POSITION, Band, Keep
 
@@ -17,7 +18,7 @@ Values = Mapping[str, Tensor]
 """Plane values of entries: name -> [R, entries, width]."""
 
 
-class KVCache:
+class KVCache(Paging):
     """All sequences' rows over one pool. R rows are always KV heads of one layer of one sequence, equal in length.
 
     Entries are addressed by slot, 0 .. length - 1; keys are stored after RoPE at absolute positions and never moved in
@@ -25,35 +26,8 @@ class KVCache:
     """
 
     def __init__(self, pool: Pool, geometry: Geometry):
-        self.pool, self.geometry = pool, geometry
+        super().__init__(pool, geometry)
         self._scratch: dict[str, Tensor] = {}
-        self._open: list[Rows] = []
-
-    # Sequences
-
-    def open(self) -> Rows:
-        rows = Rows(self.geometry)
-        self._open.append(rows)
-        return rows
-
-    def fork(self, rows: Rows) -> Rows:
-        """A second sequence with the same entries: pages are shared until one side writes to them."""
-        twin = self.open()
-        twin.forked = rows.forked = True
-        twin.lens, twin.seen, twin.ordered, twin.turn = rows.lens.copy(), rows.seen, list(rows.ordered), list(rows.turn)
-        twin.pages = [[ids.copy() for ids in layer] for layer in rows.pages]
-        for layer in twin.pages:
-            for ids in layer:
-                self.pool.share(ids)
-        return twin
-
-    def release(self, rows: Rows) -> None:
-        """Give all of a sequence's pages back."""
-        self._open.remove(rows)
-        for layer in rows.pages:
-            for ids in layer:
-                self.pool.release(ids)
-        rows.pages = []
 
     def blocks(
         self, rows: Rows, layer: int, cut: Cut | None = None, band: Band | None = None
@@ -66,33 +40,6 @@ class KVCache:
         if keys.count(keys[0]) == len(keys):
             return [(tuple(range(len(keys))), keys[0][0])]
         return [(tuple(h for h, k in enumerate(keys) if k == key), key[0]) for key in sorted(set(keys))]
-
-    def check(self) -> None:
-        """Law 5, and that every row has exactly the pages that its length asks for."""
-        self.pool.check(ids for rows in self._open for layer in rows.pages for ids in layer)
-        for rows in self._open:
-            for layer, lens in zip(rows.pages, rows.lens, strict=True):
-                for ids, n in zip(layer, lens, strict=True):
-                    assert len(ids) == self._count(int(n)), "a row has pages that its length does not need"
-
-    def forecast(self, rows: Rows, new: int, cut: Cut | None) -> int:
-        """Most pages that a pass of `new` tokens takes beyond those owned now; exact for even, unshared rows."""
-        size = self.pool.page_size
-        after = held(cut, rows.lens, new, self.geometry)
-        if cut is not None and cut.ragged:
-            growth = most_pages(after, size) - (-(-rows.lens // size)).sum(1)
-        else:
-            growth = -(-after // size) - -(-rows.lens // size)
-        return int(np.maximum(growth, 0).sum()) + (self._copies(rows, cut) if rows.forked else 0)
-
-    def _copies(self, rows: Rows, cut: Cut | None) -> int:
-        """Shared pages that a pass may write to: any where entries or planes are rewritten, else a partial last."""
-        if len(self.pool.planes) > 1 or (cut is not None and cut.scope == "all"):
-            return sum(self.pool.count_shared(ids) for layer in rows.pages for ids in layer)
-        partial = rows.lens % self.pool.page_size > 0
-        copies = sum(self.pool.count_shared(rows.pages[i][h][-1:]) for i, h in np.argwhere(partial).tolist())
-        rings = [layer for i, layer in enumerate(rows.pages) if self.geometry.window(i) is not None]
-        return copies + sum(self.pool.count_shared(ids) for layer in rings for ids in layer)
 
     def settle(self) -> None:
         """Keep no memory but the pool's: a prompt's scratch is as large as one of its layers."""
@@ -267,60 +214,6 @@ class KVCache:
 
     # Inside
 
-    def _drop(self, rows: Rows, layer: int, heads: tuple[int, ...]) -> None:
-        """Give all pages of some rows back."""
-        for head in heads:
-            self.pool.release(rows.pages[layer][head])
-            rows.pages[layer][head] = np.empty(0, np.int64)
-        rows.lens[layer, list(heads)] = 0
-        rows.indices[layer].clear()
-
-    def _count(self, entries: int) -> int:
-        return -(-entries // self.pool.page_size)
-
-    def _grow(self, rows: Rows, layer: int, heads: tuple[int, ...], old: int, new: int) -> None:
-        """Pages for entries up to `new`; a shared last page that is going to be written is copied first."""
-        if old % self.pool.page_size:
-            self._own(rows, layer, heads, [self._count(old) - 1])
-        more = self._count(new) - self._count(old)
-        if more:
-            fresh = self.pool.allocate(more * len(heads)).reshape(len(heads), more)
-            for i, head in enumerate(heads):
-                rows.pages[layer][head] = np.concatenate([rows.pages[layer][head], fresh[i]])
-            rows.indices[layer].clear()
-
-    def _own(self, rows: Rows, layer: int, heads: tuple[int, ...], which: Sequence[int]) -> None:
-        """Copy on write: the row's pages `which` become its own."""
-        if not rows.forked:
-            return
-        for head in heads:
-            ids = rows.pages[layer][head]
-            for i in which:
-                if self.pool.shared(int(ids[i])):
-                    fresh = self.pool.allocate(1)
-                    self.pool.copy(int(ids[i]), int(fresh[0]))
-                    self.pool.release(ids[i : i + 1])
-                    ids[i] = fresh[0]
-                    rows.indices[layer].clear()
-
-    def _index(self, rows: Rows, layer: int, heads: tuple[int, ...], entries: int) -> Tensor:
-        """Page numbers int64 [R x pages] that hold `entries` of each row; past a row's own, its last repeats."""
-        count = self._count(entries)
-        cached = rows.indices[layer].get((heads, count))
-        if cached is None:
-            tables = [rows.pages[layer][h][:count] for h in heads]
-            tables = [np.pad(t, (0, count - len(t)), mode="edge") if len(t) < count else t for t in tables]
-            cached = torch.from_numpy(np.concatenate(tables)).to(self.pool.device)
-            rows.indices[layer][heads, count] = cached
-        return cached
-
-    def _slots(self, rows: Rows, layer: int, heads: tuple[int, ...], start: int, stop: int) -> Tensor:
-        """Flat slots in the arena of entries [start, stop) of each row, int64 [R x (stop - start)]."""
-        size = self.pool.page_size
-        entries = np.arange(start, stop)
-        flat = [rows.pages[layer][h][entries // size] * size + entries % size for h in heads]
-        return torch.from_numpy(np.concatenate(flat)).to(self.pool.device)
-
     def _gather(self, name: str, plane: Tensor, index: Tensor) -> Tensor:
         width = plane.shape[1] * plane.shape[2]
         need = index.shape[0] * width
@@ -340,11 +233,6 @@ class KVCache:
     def _write(self, slots: Tensor, k: Tensor, v: Tensor, values: Values) -> None:
         for plane, value in self._pairs(k, v, values):
             self._flat(plane).index_copy_(0, slots, value.reshape(slots.shape[0], -1).to(plane.dtype))
-
-
-def most_pages(lens: np.ndarray, page_size: int) -> np.ndarray:
-    """Pages that the rows of each layer need at most, however its sum of `lens` [layers, kv_heads] is divided."""
-    return (lens.sum(1) + lens.shape[1] * (page_size - 1)) // page_size
 
 
 def _picker(kept: Tensor) -> Callable[[Tensor], Tensor]:

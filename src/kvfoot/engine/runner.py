@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from kvfoot.attention.backend import Backend
-from kvfoot.cache.kv import KVCache, most_pages
+from kvfoot.cache.kv import KVCache
+from kvfoot.cache.paging import most_pages
 from kvfoot.cache.trace import Trace
 from kvfoot.core.budget import Cut, held
 from kvfoot.core.geometry import Geometry
