@@ -17,6 +17,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "keynorm": [{"skip": 0}, {"skip": 1, "window": 2, "sink": 1}],
     "pyramidkv": [{"window": 3, "kernel": 3}, {"window": 2, "sink": 1, "pool": "max", "beta": 3}],
     "random": [{"window": 3, "seed": 5}],
+    "refreshkv": [{"every": 3, "schedule": "fixed"}],
     "snapkv": [{"window": 3, "kernel": 3}, {"window": 2, "sink": 1, "pool": "max", "group": "max", "kernel": 5}],
     "streaming": [{"sink": 2}],
     "streamingllm": [{"sink": 2}],

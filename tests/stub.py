@@ -27,8 +27,12 @@ class Zeros:
     name = "zeros"
 
     @staticmethod
-    def attend(q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool) -> State:
+    def attend(q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool, visible: Any = None) -> State:
         return State(torch.zeros_like(q_RHnD), torch.zeros(q_RHnD.shape[:3]))
+
+    @staticmethod
+    def decode(q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, rows: Any, scale: float) -> State:
+        return State(torch.zeros_like(q_RHD), torch.zeros(q_RHD.shape[:2]))
 
     @staticmethod
     def window_scores(q_RHwD: Tensor, k_RmD: Tensor, scale: float) -> Tensor:

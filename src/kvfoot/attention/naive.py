@@ -48,6 +48,13 @@ def decode(q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, rows: Ragged, scale:
     return State(out, lse)
 
 
+def gathered(q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, slots_Rm: Tensor, scale: float) -> State:
+    """One query per row and head over m entries of its choice: slots int64, counted through the whole arena."""
+    k_RmD, v_RmD = (x.flatten(0, 1)[slots_Rm] for x in (k_pages, v_pages))
+    state = attend(q_RHD[:, :, None], k_RmD, v_RmD, scale, causal=False)
+    return State(state.out[:, :, 0], state.lse[:, :, 0])
+
+
 def window_scores(q_RHwD: Tensor, k_RmD: Tensor, scale: float) -> Tensor:
     """Attention mass that the last w queries put on each of m entries, softmax over those m: fp32 [R, H, m]."""
     return logits(q_RHwD, k_RmD, scale, causal=True).softmax(-1).sum(-2)

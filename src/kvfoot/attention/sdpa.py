@@ -71,6 +71,14 @@ def decode(q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, rows: Ragged, scale:
     return State(out, lse)
 
 
+def gathered(q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, slots_Rm: Tensor, scale: float) -> State:
+    """See naive.gathered."""
+    R, m = slots_Rm.shape
+    k, v = (x.view(-1, x.shape[2]).index_select(0, slots_Rm.reshape(-1)).view(1, R, m, -1) for x in (k_pages, v_pages))
+    state = _fused(q_RHD[None], k, v, scale, False)
+    return State(state.out[0], state.lse[0])
+
+
 def _alike(lens: np.ndarray, width: int) -> list[np.ndarray]:
     """Row numbers in groups: a group's padding costs less than a call of its own would."""
     order = np.argsort(-lens, kind="stable")

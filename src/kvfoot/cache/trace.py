@@ -16,15 +16,26 @@ def triangle(n: int) -> int:
     return n * (n + 1) // 2
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pass:
-    """One forward pass of one sequence. before, scan: int64 [layers, kv_heads]; scan: pairs of a keys-only read."""
+    """One forward pass of one sequence. before, scan: int64 [layers, kv_heads]; scan: pairs of a keys-only read.
+
+    loaded: the same, pairs of a query and an entry that attention read, None where it read all that is stored.
+    refreshed: bool [layers, kv_heads], a decode step of a reader: where it chose anew.
+    """
 
     n: int
     seen: int
     before: np.ndarray
     uncommitted: int = 0
     scan: np.ndarray | None = None
+    loaded: np.ndarray | None = None
+    refreshed: np.ndarray | None = None
+
+    def pairs(self) -> int:
+        """Pairs of a query and an entry that is stored while the query is processed, over all rows."""
+        b, rows, u = int(self.before.sum()), self.before.size, self.uncommitted
+        return rows * triangle(self.n) + self.n * b + rows * triangle(u) + u * (b + rows * self.n)
 
 
 @dataclass
@@ -48,17 +59,21 @@ class Trace:
 
     def kv(self) -> int:
         """Pairs of a query and an entry that is stored while the query is processed."""
-        rows = self.geometry.rows
-        total = 0
-        for p in self.passes:
-            b = int(p.before.sum())
-            total += rows * triangle(p.n) + p.n * b + rows * triangle(p.uncommitted) + p.uncommitted * (b + rows * p.n)
-        return total
+        return sum(p.pairs() for p in self.passes)
 
     def read(self) -> float:
-        """Pairs loaded: what is stored is read here, and a scan of keys alone counts half."""
-        scans = sum(int(p.scan.sum()) for p in self.passes if p.scan is not None)
-        return self.kv() + scans / 2
+        """Pairs loaded; a scan of keys alone counts half."""
+        scans = sum(float(p.scan.sum()) for p in self.passes if p.scan is not None)
+        return sum(p.pairs() if p.loaded is None else int(p.loaded.sum()) for p in self.passes) + scans / 2
+
+    def strides(self) -> list[float]:
+        """Decode steps per refresh of each layer, mean over its KV heads; [] unless a reader ran. inf: none."""
+        steps = [p.refreshed for p in self.passes if p.refreshed is not None]
+        if not steps:
+            return []
+        with np.errstate(divide="ignore"):
+            strides: list[float] = (1 / np.mean(steps, (0, 2))).tolist()
+        return strides
 
     def peak(self) -> int:
         """Entries stored at once, a pass's own included: the maximum over passes of the sum over rows."""

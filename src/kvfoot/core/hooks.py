@@ -65,6 +65,8 @@ class Plan:
     later: Cut | None = None
     planes: tuple[Plane, ...] = ()
     band: Band | None = None
+    reads: int | None = None
+    """Entries per row that a decode step reads (core/reading.py); None: all that are stored."""
 
     def spread(self, geometry: Geometry) -> "Plan":
         """A plan for the open layers as one for all layers."""

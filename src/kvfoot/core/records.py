@@ -42,12 +42,16 @@ class Timings:
 
 @dataclass(frozen=True)
 class SequenceRecord:
-    """One prompt of the batch. kept: entries after the prompt, [layers][kv_heads]."""
+    """One prompt of the batch. kept: entries after the prompt, [layers][kv_heads].
+
+    strides: decode steps per refresh of each layer, where a reader refreshes; None: it never did.
+    """
 
     prompt: int
     generated: int
     footprint: Footprint
     kept: list[list[int]]
+    strides: list[float | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ def record(
             generated=len(s.generated),
             footprint=s.trace.footprint(),
             kept=(s.rows.lens if s.held is None else s.held).tolist(),
+            strides=[stride if isfinite(stride) else None for stride in s.trace.strides()],
         )
         for s in sequences
     ]

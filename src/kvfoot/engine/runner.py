@@ -79,6 +79,7 @@ class Runner:
             held=sequence.held,
         )
         twin.later, twin.rows_promised = sequence.later, sequence.rows_promised
+        twin.reading, twin.begun = dict(sequence.reading), sequence.begun
         return twin
 
     def prefill(self, sequence: Sequence, index: int = 0) -> Tensor:

@@ -1,6 +1,7 @@
 """One prompt on its way through the engine: its tokens, its rows, its plan, its trace."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ class Sequence:
     """tokens: prompt, then what was generated. promised: int64 [layers, kv_heads], what the plan lets it hold.
 
     later: the cut after every pass that follows the prompt. rows_promised: each row is, not only a layer's sum.
+    reading: a reader's state by layer and KV heads. begun: tokens seen when it was made, None before.
     """
 
     tokens: list[int]
@@ -32,9 +34,16 @@ class Sequence:
     done: bool = False
     later: Cut | None = None
     rows_promised: bool = True
+    reading: dict[tuple[int, tuple[int, ...]], Any] = field(default_factory=dict)
+    begun: int | None = None
 
     def __post_init__(self) -> None:
         self.later, self.rows_promised = self.plan.later, not self.plan.ragged
+
+    @property
+    def steps(self) -> int:
+        """Which step after the prompt the next token is, 1 the first."""
+        return self.rows.seen - (self.begun or 0) + 1
 
     @property
     def passes(self) -> tuple[PromptPass, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from kvfoot.attention.state import State, sink
 from kvfoot.core.budget import Cut
 from kvfoot.core.hooks import POSITION, Needs, Seen
+from kvfoot.core.reading import Reader
 from kvfoot.engine.sequence import Sequence
 from kvfoot.models.bridge import Call
 
@@ -19,6 +20,7 @@ class Span:
 
     patch: tokens right behind them, at packed[stop:stop + patch), that observe and are not stored.
     due: bool [layers, kv_heads], rows from which the cut takes something.
+    reads: a reader chooses what this token attends to. begins: the last pass of its prompt, after which it can.
     """
 
     sequence: Sequence
@@ -27,6 +29,14 @@ class Span:
     cut: Cut | None
     due: np.ndarray | None = None
     patch: int = 0
+    reads: bool = False
+    begins: bool = False
+
+    def __post_init__(self) -> None:
+        sequence = self.sequence
+        if isinstance(sequence.method, Reader):
+            self.reads = self.n == 1 and sequence.begun is not None
+            self.begins = not self.reads and sequence.rows.seen + self.n >= sequence.prompt
 
     @property
     def n(self) -> int:
@@ -46,6 +56,7 @@ class Span:
         """One token that every row takes in, with nothing to observe and nothing to evict: the quiet decode step."""
         sequence = self.sequence
         quiet = self.cut is None and sequence.plan.band is None and not self.renumbered
+        quiet = quiet and not isinstance(sequence.method, Reader)
         return self.n == 1 and not self.patch and quiet and all(p is POSITION for p in sequence.plan.planes)
 
 

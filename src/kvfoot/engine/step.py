@@ -20,6 +20,7 @@ from kvfoot.cache.kv import KVCache
 from kvfoot.cache.trace import Pass
 from kvfoot.core.errors import NotFinite, UsageError
 from kvfoot.core.hooks import POSITION, Keep
+from kvfoot.engine import reading
 from kvfoot.engine.look import ask, look, scan
 from kvfoot.engine.span import Block, Heads, Span
 from kvfoot.models.bridge import Call, PassCache
@@ -41,6 +42,10 @@ class Step:
             before = sequence.rows.lens.copy()
             span.due = None if span.cut is None else span.cut.due(before, span.n)
             passed = Pass(span.n, sequence.rows.seen, before, span.patch, scan(span, before))
+            if span.reads or span.begins:
+                passed.scan = np.zeros(before.shape)
+            if span.reads:
+                passed.loaded, passed.refreshed = before + 1, np.zeros(before.shape, bool)
             sequence.trace.passes.append(passed)
             sequence.promise(span.n, span.cut)
 
@@ -70,6 +75,8 @@ class Step:
         """All layers have been through `attend`."""
         for span in self.spans:
             span.sequence.rows.seen += span.n
+            if span.begins:
+                span.sequence.begun = span.sequence.rows.seen
 
     def attend(self, call: Call) -> Tensor:
         """One layer: q [1, heads, T, D], k and v [1, kv_heads, T, D] -> attention output [1, T, heads, D]."""
@@ -86,8 +93,12 @@ class Step:
         for span in self.spans:
             if windowed:
                 self._slide(part, span)
+            elif span.reads:
+                reading.read(self.cache, self.backend, span, part)
             elif not span.appends:
                 self._attend(part, span)
+                if span.begins:
+                    reading.begin(self.cache, self.backend, span, part)
         # torch's CPU kernel takes a query whose logits are all NaN for a masked one and answers 0: look at q and k too.
         parts = (call.q, call.k, part.out)
         self.checks.append(torch.stack([x.sum(dtype=torch.float32) for x in parts]).sum())

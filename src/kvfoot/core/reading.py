@@ -1,0 +1,89 @@
+"""The contract of readers: methods that store what their plan says and read few entries of it at a decode step (D5).
+
+Shapes as in core/hooks.py: R rows of one layer and of equal length n, the newest entry included; H query heads per row.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from kvfoot.core.budget import Budget, PromptPass, split
+from kvfoot.core.errors import UsageError
+from kvfoot.core.geometry import Geometry
+from kvfoot.core.hooks import Method, Plan
+
+
+class Query(Protocol):
+    """A token about to attend, its own entry stored already, in slot n - 1. What is asked for here is charged as read.
+
+    q: [R, H, D] after RoPE. step: 0 for the prompt's last token, then 1, 2, ... size: entries to read per row.
+    """
+
+    layer: int
+    step: int
+    n: int
+    size: int
+    q: Tensor
+
+    def scores(self) -> Tensor:
+        """Softmax over all n entries, fp32 [R, H, n]: a pass over the keys."""
+        ...
+
+    def keys(self, start: int) -> Tensor:
+        """Keys [R, n - start, D] of slots [start, n): a pass over those."""
+        ...
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a query reads: slots int64 [R, c], None for everything.
+
+    refresh: the reader is to choose anew (a bool, or one on the device); it then reads what `Reader.refresh` answers,
+    or everything where `full` is set. extra: entries' worth of other tensors that were read (page bounds), per row.
+    """
+
+    slots: Tensor | None
+    refresh: bool | Tensor = False
+    full: bool = False
+    extra: float = 0
+
+
+@dataclass(frozen=True)
+class Reader(Method):
+    """Base of readers. `keep` (of the prompt) or `budget` is the number of entries read per row and step.
+
+    A reader has a state per sequence and layer, made of tensors and never changed in place: `start` makes it from the
+    prompt's last token, `read` chooses for a step, `refresh` chooses anew. None of them waits for the device.
+    """
+
+    budgeted: ClassVar[bool] = False
+    share: ClassVar[int] = 8
+    """A prompt's entries are read one in `share` where neither keep nor budget is given."""
+    least: ClassVar[int] = 128
+
+    def prepare(self, geometry: Geometry, prompt: int, chunk: int | None, budget: Budget) -> Plan:
+        if budget.tokens is not None:
+            size = budget.tokens
+        elif budget.keep is not None:
+            size = max(1, round(budget.keep * prompt))
+        else:
+            size = max(self.least, prompt // self.share)
+        if budget.tokens is not None and size > geometry.positions:
+            raise UsageError(
+                f"budget={size}: {self.name} reads from a cache of the model's {geometry.positions} positions at most"
+            )
+        return Plan(tuple(PromptPass(a, b) for a, b in split(prompt, chunk, 1)), reads=size)
+
+    @abstractmethod
+    def start(self, query: Query) -> Any:
+        """The state after the prompt, whose last token is the query."""
+
+    @abstractmethod
+    def read(self, state: Any, query: Query) -> tuple[Any, Read]:
+        """The state after this step, and what the step reads unless the reader chooses anew."""
+
+    def refresh(self, state: Any, query: Query) -> tuple[Any, Tensor]:
+        """The state after a step that chooses anew, and the slots int64 [R, c] that it reads unless it reads all."""
+        raise TypeError(f"{self.name} has nothing to refresh")

@@ -1,0 +1,1 @@
+"""Readers: everything is stored, little of it is read at a decode step."""

@@ -1,0 +1,112 @@
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvfoot.core.hooks import require
+from kvfoot.core.reading import Query, Read, Reader
+from kvfoot.core.registry import register
+from kvfoot.methods.tools import Join, join, pool
+
+
+@dataclass(frozen=True)
+class Partial:
+    """slots: int64 [R, K], what a partial step reads: selected entries, worst first, then the newest; a queue.
+
+    reference: fp32 [R or 1, w], the query that the next ones are compared with. gap: int64 [], steps since a refresh.
+    """
+
+    slots: Tensor
+    reference: Tensor
+    gap: Tensor
+
+
+@register(
+    "refreshkv",
+    paper="2411.05787",
+    category="read",
+    stores="every entry",
+    reads="a partial cache, and everything when it is refreshed",
+)
+@dataclass(frozen=True)
+class RefreshKV(Reader):
+    """Alternates attention to a partial cache of K entries per KV head with full attention, which chooses it anew.
+
+    K is `budget`, or `keep` x the prompt, by default an eighth of the prompt and at least 128 (section 3). A layer is
+    full at a step divisible by `every` whose mean query has a cosine of at most `similarity` with that of its last full
+    step (the paper's QC and s: .85 for Llama-3.1-8B, .95 for Qwen2-7B), or at every one of them with schedule "fixed".
+    Scores: softmax in fp32, maximum over a KV head's query heads, max-pooling over `kernel`. What is selected leaves
+    the partial cache worst first as new tokens come; they leave last.
+
+    mode "score_only" chooses anew without full attention. query: what is compared, the mean over all heads or each KV
+    head's own mean (then a layer is full as soon as one differs). max_gap: longest run of steps without a refresh, None
+    for no limit as published. sink: first entries that every selection holds, 0 as published.
+    """
+
+    every: int = 5
+    schedule: Literal["dynamic", "fixed"] = "dynamic"
+    similarity: float = 0.85
+    mode: Literal["full", "score_only"] = "full"
+    kernel: int = 7
+    group: Join = "max"
+    query: Literal["mean", "kv_head"] = "mean"
+    max_gap: int | None = 64
+    sink: int = 0
+
+    def __post_init__(self) -> None:
+        name = self.name
+        require(self.every >= 1, f"{name}: every={self.every}: steps between two checks, at least 1")
+        require(self.kernel % 2 == 1 and self.kernel > 0, f"{name}: kernel={self.kernel} has to be odd")
+        require(
+            -1 <= self.similarity <= 1 or self.similarity in (1.1, -2),
+            f"{name}: similarity={self.similarity} is a cosine, in [-1, 1]; 1.1 refreshes at every check, -2 at none",
+        )
+        require(self.max_gap is None or self.max_gap >= 1, f"{name}: max_gap={self.max_gap}: at least 1, or none")
+        require(self.sink >= 0, f"{name}: sink={self.sink} is negative")
+
+    def start(self, query: Query) -> Partial:
+        return Partial(self._select(query), self._compared(query), _zero(query))
+
+    def read(self, state: Partial, query: Query) -> tuple[Partial, Read]:
+        slots = torch.cat([state.slots, _newest(query)], 1)
+        state = replace(state, slots=slots[:, -query.size :], gap=state.gap + 1)
+        if query.n <= query.size:
+            return state, Read(None)
+        if query.step % self.every:
+            return state, Read(slots)
+        return state, Read(slots, self._fires(state, query), self.mode == "full")
+
+    def refresh(self, state: Partial, query: Query) -> tuple[Partial, Tensor]:
+        slots = self._select(query)
+        return Partial(slots, self._compared(query), _zero(query)), slots
+
+    def _fires(self, state: Partial, query: Query) -> bool | Tensor:
+        if self.schedule == "fixed":
+            return True
+        cosine = F.cosine_similarity(self._compared(query), state.reference, dim=-1)
+        fires = (cosine <= self.similarity).any()
+        return fires if self.max_gap is None else fires | (state.gap + self.every > self.max_gap)
+
+    def _compared(self, query: Query) -> Tensor:
+        q = query.q.float()
+        return q.mean((0, 1))[None] if self.query == "mean" else q.mean(1)
+
+    def _select(self, query: Query) -> Tensor:
+        """Slots int64 [R, K] of the best of the earlier entries, worst first, then the newest: ties by raw score."""
+        count = min(query.size, query.n) - 1
+        scores = query.scores()[..., :-1]
+        best = join(pool(scores, self.kernel, "max"), self.group)
+        best[:, : self.sink] = torch.inf
+        # Scores are not negative, so their bits order as they do; pooled values come in plateaus of up to `kernel`.
+        key = best.view(torch.int32).long() << 31 | join(scores, self.group).contiguous().view(torch.int32)
+        return torch.cat([key.topk(count, sorted=True).indices.flip(1), _newest(query)], 1)
+
+
+def _newest(query: Query) -> Tensor:
+    return torch.full((len(query.q), 1), query.n - 1, device=query.q.device)
+
+
+def _zero(query: Query) -> Tensor:
+    return torch.zeros((), dtype=torch.int64, device=query.q.device)
