@@ -20,6 +20,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "refreshkv": [{"every": 3, "schedule": "fixed"}],
     "snapkv": [{"window": 3, "kernel": 3}, {"window": 2, "sink": 1, "pool": "max", "group": "max", "kernel": 5}],
     "streaming": [{"sink": 2}],
+    "tokenselect": [{"sink": 2, "window": 5}],
     "streamingllm": [{"sink": 2}],
 }
 """Options per method that suit prompts of some 80 tokens, chunks of 7, keep = 0.5 and budget = 24."""

@@ -158,11 +158,11 @@ def recorded(log: dict[int, list[Snapshot]], runner: Runner) -> Iterator[None]:
     """Within, every pass of the runner leaves a Snapshot per span in log[id(sequence)]; law 5 is checked each time."""
 
     class Recording(Step):
-        def forward(self, model: Any, tokens: Any) -> Tensor:
+        def forward(self, model: Any, tokens: Any, every: bool = False) -> Tensor:
             starts = [span.sequence.rows.seen for span in self.spans]
-            logits = super().forward(model, tokens)
+            logits = super().forward(model, tokens, every)
             runner.cache.check()
-            for span, start, row in zip(self.spans, starts, logits, strict=True):
+            for span, start, row in zip(self.spans, starts, logits[-1:] if every else logits, strict=True):
                 state = Snapshot(start, start + span.n, span.cut, kept(runner, span.sequence), row.clone())
                 log.setdefault(id(span.sequence), []).append(state)
             return logits

@@ -43,6 +43,19 @@ class Paging:
                 self.pool.release(ids)
         rows.pages = []
 
+    def truncate(self, rows: Rows, count: int) -> None:
+        """Take a sequence's last `count` tokens back: rows in position order, no window layers."""
+        assert all(rows.ordered)
+        assert not any(self.geometry.windows)
+        rows.lens -= count
+        rows.seen -= count
+        for layer, lens in enumerate(rows.lens):
+            for head, n in enumerate(lens.tolist()):
+                ids = rows.pages[layer][head]
+                self.pool.release(ids[self._count(n) :])
+                rows.pages[layer][head] = ids[: self._count(n)].copy()
+            rows.indices[layer].clear()
+
     def check(self) -> None:
         """Law 5, and that every row has exactly the pages that its length asks for."""
         self.pool.check(ids for rows in self._open for layer in rows.pages for ids in layer)

@@ -12,13 +12,14 @@ from torch import Tensor
 from kvfoot.core.budget import Budget, PromptPass, split
 from kvfoot.core.errors import UsageError
 from kvfoot.core.geometry import Geometry
-from kvfoot.core.hooks import Method, Plan
+from kvfoot.core.hooks import Method, Plan, require
 
 
 class Query(Protocol):
     """A token about to attend, its own entry stored already, in slot n - 1. What is asked for here is charged as read.
 
-    q: [R, H, D] after RoPE. step: 0 for the prompt's last token, then 1, 2, ... size: entries to read per row.
+    q: [R, H, D] and key: [R, D], its own, after RoPE. step: 0 for the prompt's last token, then 1, 2, ... size: entries
+    to read per row. below: this step's state of the same heads in the next lower layer that has one, None in the first.
     """
 
     layer: int
@@ -26,13 +27,19 @@ class Query(Protocol):
     n: int
     size: int
     q: Tensor
+    key: Tensor
+    below: Any
 
-    def scores(self) -> Tensor:
-        """Softmax over all n entries, fp32 [R, H, n]: a pass over the keys."""
+    def logits(self) -> Tensor:
+        """Scaled q k of all n entries, fp32 [R, H, n]: a pass over the keys."""
         ...
 
-    def keys(self, start: int) -> Tensor:
-        """Keys [R, n - start, D] of slots [start, n): a pass over those."""
+    def scores(self) -> Tensor:
+        """Their softmax."""
+        ...
+
+    def keys(self) -> Tensor:
+        """Keys [R, n, D]: the same pass."""
         ...
 
 
@@ -56,12 +63,24 @@ class Reader(Method):
 
     A reader has a state per sequence and layer, made of tensors and never changed in place: `start` makes it from the
     prompt's last token, `read` chooses for a step, `refresh` chooses anew. None of them waits for the device.
+
+    verify: the reader drafts that many tokens and one full pass checks them: greedy output is that of full attention
+    (arXiv 2408.11049). rectify: every so many steps one full pass reads that many last tokens again and puts their
+    entries right (arXiv 2506.04108); the reader then starts anew. 0: neither.
     """
+
+    verify: int = 0
+    rectify: int = 0
 
     budgeted: ClassVar[bool] = False
     share: ClassVar[int] = 8
     """A prompt's entries are read one in `share` where neither keep nor budget is given."""
     least: ClassVar[int] = 128
+
+    def __post_init__(self) -> None:
+        require(self.verify >= 0, f"{self.name}: verify={self.verify} is a number of tokens, 0 for none")
+        require(self.rectify >= 0, f"{self.name}: rectify={self.rectify} is a number of steps, 0 for never")
+        require(not (self.verify and self.rectify), f"{self.name}: verify leaves nothing to rectify: give one of them")
 
     def prepare(self, geometry: Geometry, prompt: int, chunk: int | None, budget: Budget) -> Plan:
         if budget.tokens is not None:

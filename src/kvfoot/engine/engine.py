@@ -18,6 +18,7 @@ from kvfoot.core.registry import method as find_method
 from kvfoot.engine.account import record
 from kvfoot.engine.clock import Clock
 from kvfoot.engine.prompts import check_length, encode, text, uses_chat
+from kvfoot.engine.replay import check as check_replay
 from kvfoot.engine.result import Interrupted, Result
 from kvfoot.engine.runner import Listener, Runner, peak_pages, session_pages
 from kvfoot.engine.sampler import Sampling
@@ -101,6 +102,7 @@ class Engine:
             raise UsageError(f"max_new_tokens={max_new_tokens}: give at least 1")
         chosen, limits = find_method(method, options), Budget.of(keep, budget, evict)
         sampling = Sampling(temperature, top_p, seed)
+        check_replay(chosen, self.geometry, sampling)
         batch = self._encode(prompts, question, chat)
         plans = [self.plan(chosen, limits, len(ids), chunk, max_new_tokens) for ids in batch]
         config = self.config(chosen, limits, chunk, max_new_tokens, sampling) | {

@@ -1,5 +1,6 @@
 """Decode steps of readers: the new entry is stored, the method chooses, the chosen entries are attended."""
 
+import torch
 from torch import Tensor
 
 from kvfoot.attention.backend import Backend
@@ -18,20 +19,25 @@ class Asked:
         self.cache, self.backend, self.rows, self.heads = cache, backend, span.sequence.rows, heads
         self.layer, self.scale = part.layer, part.scale
         self.n = int(self.rows.lens[self.layer, heads[0]])
-        self.q = part.q[list(heads), :, at]
+        self.q, self.key = part.q[list(heads), :, at], part.k[list(heads), at]
+        reading = span.sequence.reading
+        self.below = next((reading[i, heads] for i in range(self.layer - 1, -1, -1) if (i, heads) in reading), None)
         self.step = 0 if span.begins else span.sequence.steps
         self.size = span.sequence.plan.reads or self.n
         self.scanned = 0.0
-        self._scores: Tensor | None = None
+        self._logits: Tensor | None = None
+
+    def logits(self) -> Tensor:
+        if self._logits is None:
+            self._logits = torch.bmm(self.q.float() * self.scale, self.keys().float().mT)
+        return self._logits
 
     def scores(self) -> Tensor:
-        if self._scores is None:
-            self._scores = self.backend.window_scores(self.q[:, :, None], self.keys(0), self.scale)
-        return self._scores
+        return self.logits().softmax(-1)
 
-    def keys(self, start: int) -> Tensor:
-        self.scanned += self.n - start
-        return self.cache.history(self.rows, self.layer, self.heads)[0][:, start:]
+    def keys(self) -> Tensor:
+        self.scanned += self.n
+        return self.cache.history(self.rows, self.layer, self.heads)[0]
 
 
 def begin(cache: KVCache, backend: Backend, span: Span, part: Heads) -> None:

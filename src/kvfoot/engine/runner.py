@@ -16,7 +16,9 @@ from kvfoot.cache.trace import Trace
 from kvfoot.core.budget import Cut, held
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import Method, Plan
+from kvfoot.core.reading import Reader
 from kvfoot.engine.clock import Clock
+from kvfoot.engine.replay import rewind, verified
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
 from kvfoot.engine.span import Span
@@ -122,14 +124,31 @@ class Runner:
             self._take(sequence, row, limit, sampling, i)
         clock.begun()
         while live := [(i, s) for i, s in enumerate(sequences) if not s.done]:
-            began = perf_counter()
-            spans = [Span(s, j, j + 1, s.later) for j, (_, s) in enumerate(live)]
-            found = self.step(spans).forward(self.model, [s.tokens[-1] for _, s in live])
-            for (i, sequence), row in zip(live, found, strict=True):
-                self._take(sequence, row, limit, sampling, i)
-            clock.steps.append(perf_counter() - began)
+            began, before = perf_counter(), sum(len(s.generated) for _, s in live)
+            for (i, sequence), rows in zip(live, self._advance([s for _, s in live], limit), strict=True):
+                for row in rows:
+                    if not sequence.done:
+                        self._take(sequence, row, limit, sampling, i)
+            steps = max(1, (sum(len(s.generated) for _, s in live) - before) // len(live))
+            clock.steps += [(perf_counter() - began) / steps] * steps
         for sequence in sequences:
             sequence.verify()
+
+    def _advance(self, live: list[Sequence], limit: int) -> list[Tensor]:
+        """One step: logits fp32 [tokens decided, vocabulary] of every sequence, which all have the same method."""
+        method = live[0].method
+        if isinstance(method, Reader) and method.verify:
+            return [verified(self, s, min(method.verify, limit - len(s.generated))) for s in live]
+        period = method.rectify if isinstance(method, Reader) else 0
+        spans: list[Span] = []
+        tokens: list[int] = []
+        for s in live:
+            again = period if period and s.steps == period else 1
+            rewind(self, s, again - 1)
+            anew = again == period
+            spans.append(Span(s, len(tokens), len(tokens) + again, s.later, anew=anew))
+            tokens += s.tokens[-again:]
+        return list(self.step(spans).forward(self.model, tokens)[:, None])
 
     def _take(self, sequence: Sequence, logits: Tensor, limit: int, sampling: Sampling, index: int) -> None:
         token = sampling.pick(logits, sequence.generator)

@@ -7,6 +7,7 @@ from kvfoot.core.hooks import Method, Plan
 from kvfoot.engine.account import record
 from kvfoot.engine.clock import Clock
 from kvfoot.engine.prompts import check_length, encode, text
+from kvfoot.engine.replay import check as check_replay
 from kvfoot.engine.result import Interrupted, Result
 from kvfoot.engine.runner import Runner
 from kvfoot.engine.sampler import Sampling
@@ -61,6 +62,7 @@ class Session:
         `prefill_s` is the document's. Raises UsageError, PoolExhausted, NotFinite; Interrupted has the partial result.
         """
         sampling = Sampling(temperature, top_p, seed)
+        check_replay(self.base.method, self.runner.cache.geometry, sampling)
         if self.closed:
             raise UsageError("the session is closed")
         if not question.strip():

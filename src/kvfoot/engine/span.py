@@ -21,6 +21,7 @@ class Span:
     patch: tokens right behind them, at packed[stop:stop + patch), that observe and are not stored.
     due: bool [layers, kv_heads], rows from which the cut takes something.
     reads: a reader chooses what this token attends to. begins: the last pass of its prompt, after which it can.
+    dense: neither, although it may be one token: everything is read and no state is made. anew: begins once more.
     """
 
     sequence: Sequence
@@ -31,11 +32,13 @@ class Span:
     patch: int = 0
     reads: bool = False
     begins: bool = False
+    dense: bool = False
+    anew: bool = False
 
     def __post_init__(self) -> None:
         sequence = self.sequence
-        if isinstance(sequence.method, Reader):
-            self.reads = self.n == 1 and sequence.begun is not None
+        if isinstance(sequence.method, Reader) and not self.dense:
+            self.reads = self.n == 1 and sequence.begun is not None and not self.anew
             self.begins = not self.reads and sequence.rows.seen + self.n >= sequence.prompt
 
     @property

@@ -50,14 +50,14 @@ class Step:
             sequence.promise(span.n, span.cut)
 
     @torch.inference_mode()
-    def forward(self, model: Any, tokens: Spans[int]) -> Tensor:
-        """Logits fp32 [spans, vocabulary] after each span's last token. tokens: the packed spans, T in all.
+    def forward(self, model: Any, tokens: Spans[int], every: bool = False) -> Tensor:
+        """Logits fp32 [spans, vocabulary] after each span's last token, or after `every` one. tokens: the packed spans.
 
         Raises NotFinite where the logits or a layer's attention are NaN or infinite, naming the layer.
         """
         device = self.cache.pool.device
         positions = [0 if s.renumbered else s.sequence.rows.seen + i for s in self.spans for i in range(s.n + s.patch)]
-        last = torch.tensor([s.stop - 1 for s in self.spans], device=device)
+        last = torch.tensor(range(len(tokens)) if every else [s.stop - 1 for s in self.spans], device=device)
         output = model(
             input_ids=torch.tensor([list(tokens)], device=device),
             position_ids=torch.tensor([positions], device=device),

@@ -56,6 +56,7 @@ class RefreshKV(Reader):
     sink: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         name = self.name
         require(self.every >= 1, f"{name}: every={self.every}: steps between two checks, at least 1")
         require(self.kernel % 2 == 1 and self.kernel > 0, f"{name}: kernel={self.kernel} has to be odd")

@@ -1,0 +1,89 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvfoot.core.budget import Budget
+from kvfoot.core.errors import UsageError
+from kvfoot.core.geometry import Geometry
+from kvfoot.core.hooks import Plan, require
+from kvfoot.core.reading import Query, Read, Reader
+from kvfoot.core.registry import register
+
+
+@dataclass(frozen=True)
+class Selected:
+    """slots: int64 [R, k], ascending, the same in all rows; q: fp32 [w], all heads of the query that chose them."""
+
+    slots: Tensor
+    q: Tensor
+
+
+@register(
+    "tokenselect",
+    paper="2411.02886",
+    category="read",
+    stores="every entry",
+    reads="sinks + what the heads of a layer vote for + window, chosen by a scan of the keys",
+)
+@dataclass(frozen=True)
+class TokenSelect(Reader):
+    """All heads of a layer vote softly for one set of entries: the sum of their softmaxes over what is contested.
+
+    Of the size, `sink` first and `window` last entries are always read, the rest is voted for. A query whose cosine
+    with the last one that chose, over all heads, is at least `similarity` reuses its choice (the Selection Cache; the
+    first query always chooses). Original positions, where the release renumbers; scaled logits; query head h votes with
+    KV head h // group. Published sizes: 128 + 2048 + 512.
+    """
+
+    sink: int = 128
+    window: int = 512
+    similarity: float = 0.9
+    least: ClassVar[int] = 128 + 2048 + 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.sink >= 0, f"tokenselect: sink={self.sink} is negative")
+        require(self.window >= 1, f"tokenselect: window={self.window}: at least the newest entry")
+        limits = -1 <= self.similarity <= 1.1
+        require(limits, f"tokenselect: similarity={self.similarity} is a cosine, in [-1, 1]; 1.1 never reuses a choice")
+
+    def prepare(self, geometry: Geometry, prompt: int, chunk: int | None, budget: Budget) -> Plan:
+        plan = super().prepare(geometry, prompt, chunk, budget)
+        if plan.reads is not None and plan.reads <= self.sink + self.window:
+            raise UsageError(
+                f"tokenselect: {plan.reads} entries leave nothing to vote for beside sink + window = "
+                f"{self.sink + self.window}: raise the budget or set a smaller window"
+            )
+        return plan
+
+    def start(self, query: Query) -> Selected:
+        return self.refresh(None, query)[0]
+
+    def read(self, state: Selected, query: Query) -> tuple[Selected, Read]:
+        if query.n <= query.size:
+            return state, Read(None)
+        if state.slots.shape[1] < query.size - self.sink - self.window:
+            return state, Read(None, refresh=True)  # chosen when everything was read
+        alike = F.cosine_similarity(flat(query), state.q, 0)
+        return state, Read(self._around(state.slots, query), alike < self.similarity)
+
+    def refresh(self, state: Selected | None, query: Query) -> tuple[Selected, Tensor]:
+        count = query.size - self.sink - self.window
+        contested = query.logits()[..., self.sink : query.n - self.window]
+        votes = contested.softmax(-1).sum((0, 1))
+        chosen = votes.topk(min(count, len(votes)), sorted=False).indices.sort().values + self.sink
+        slots = chosen.expand(len(query.q), -1)
+        return Selected(slots, flat(query)), self._around(slots, query)
+
+    def _around(self, slots: Tensor, query: Query) -> Tensor:
+        rows, device = len(slots), slots.device
+        first = torch.arange(self.sink, device=device).expand(rows, -1)
+        last = torch.arange(query.n - self.window, query.n, device=device).expand(rows, -1)
+        return torch.cat([first, slots, last], 1)
+
+
+def flat(query: Query) -> Tensor:
+    return query.q.float().flatten()
