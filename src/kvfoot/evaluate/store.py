@@ -98,11 +98,12 @@ class Store:
             db.execute(f"insert or ignore into samples values ({', '.join('?' * len(row))})", row)
             db.execute("delete from leases where cell = ? and sample = ?", (number, result.index))
 
-    def done(self, number: int) -> list[tuple[int, float]]:
-        """(index, score) of a cell's finished samples."""
+    def finished(self, numbers: Sequence[int], samples: int) -> set[Pair]:
+        """(cell, sample) of all that is there of some cells' first `samples`."""
+        marks = ", ".join("?" * len(numbers))
+        query = f"select cell, sample from samples where cell in ({marks}) and sample < ?"
         with self._lock:
-            found = self._connection.execute("select sample, score from samples where cell = ? order by 1", (number,))
-            return [(int(i), float(score)) for i, score in found]
+            return set(self._connection.execute(query, (*numbers, samples)))
 
     def progress(self, numbers: Sequence[int], samples: int) -> dict[int, tuple[int, float]]:
         """number -> (finished samples, their mean score) of those cells that have any."""
