@@ -5,7 +5,6 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from tiny import MODELS, Strict, kept, make, tokens
 
 from kvfoot.core.budget import Budget
 from kvfoot.core.hooks import Method
@@ -14,6 +13,7 @@ from kvfoot.core.registry import methods
 from kvfoot.engine.clock import Clock
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.shared import Member, Shared, groups
+from tiny import MODELS, Strict, kept, make, tokens
 
 N = 70
 SMALL = {"window": 8, "skip": 1}

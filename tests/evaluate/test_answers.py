@@ -16,8 +16,8 @@ METHODS = ("full", "snapkv:window=8", "adakv:window=8", "keynorm:skip=1", "rando
 EVICTING = ("h2o", "tova", "streaming")
 
 
-def scored(task: Any, methods: tuple[str, ...], samples: int = 6, **options: Any) -> dict[tuple[str, Any, int], SampleResult]:
-    """(method, value, sample) -> result."""
+def scored(task: Any, methods: tuple[str, ...], samples: int = 6, **options: Any) -> dict[Any, SampleResult]:
+    """(method, evict, value, sample) -> result."""
     options = {"evict": ("post", "chunk"), "chunk": 32, "knobs": {"keep": (0.8, 0.5)}} | options
     sweep = Sweep("tiny", ("parrot",), methods, samples=samples, **options)
     pairs = sweep.cells([task], "1", "float32")

@@ -73,7 +73,8 @@ def test_means_are_over_samples_then_datasets() -> None:
     results = curve({0.5: (0.6, [1.0, 1.0]), 0.1: (0.2, [0.0, 0.0])}, [1.0, 1.0])
     results += curve({0.5: (0.8, [0.8] * 10), 0.1: (0.4, [0.4] * 10)}, [1.0] * 10, task="other")
     (found,) = critical(results, 0.8)
-    assert found.points == ((1.0, 1.0), (pytest.approx(0.7), pytest.approx(0.9)), (pytest.approx(0.3), pytest.approx(0.2)))
+    for point, expected in zip(found.points, ((1.0, 1.0), (0.7, 0.9), (0.3, 0.2)), strict=True):
+        assert point == pytest.approx(expected)
     assert found.last.footprint == pytest.approx(0.7 - 0.1 / 0.7 * 0.4)
     assert (found.samples, found.baseline, found.method) == (12, 1.0, "snapkv")
 
@@ -81,9 +82,7 @@ def test_means_are_over_samples_then_datasets() -> None:
 def test_the_interval_is_of_samples_and_seeded() -> None:
     rng = np.random.default_rng(5)
     full = [1.0] * 60
-    points = {
-        value: (value, [float(x) for x in rng.random(60) < value]) for value in (0.98, 0.9, 0.8, 0.7, 0.5)
-    }
+    points = {value: (value, [float(x) for x in rng.random(60) < value]) for value in (0.98, 0.9, 0.8, 0.7, 0.5)}
     results = curve(points, full)
     (a,), (b,), (c,) = critical(results), critical(results), critical(results, seed=1)
     assert a == b
@@ -137,7 +136,7 @@ def test_refuses_to_compare(change: dict[str, Any], word: str) -> None:
 
 def test_refuses_other_sample_sets_and_gaps() -> None:
     results = curve({0.5: (0.5, [1.0, 1.0]), 0.3: (0.3, [1.0, 1.0])}, [1.0, 1.0])
-    with pytest.raises(UsageError, match=r"sample sets.*keys at 1024 has 2 samples of .* and 1 of snapkv post keep=0.3"):
+    with pytest.raises(UsageError, match=r"sample sets.*keys at 1024 has 2 samples of .* and 1 of snapkv post keep"):
         critical(results[:-1])
     with pytest.raises(UsageError, match="no full attention"):
         critical([r for r in results if not r.cell.is_full])

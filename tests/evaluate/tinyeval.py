@@ -6,10 +6,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tiny import make
-
 from kvfoot.engine.engine import Engine
 from kvfoot.evaluate.protocol import Count, Example
+from tiny import make
 
 ALPHABET = [*map(chr, range(32, 127)), "\n", "\t"]
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvfoot.cache.trace import Trace
 from kvfoot.core.budget import Cut
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import POSITION, Keep, Method, Needs, Plan, Plane, Seen
@@ -81,9 +80,7 @@ def groups(members: Many[Member]) -> list[list[int]]:
         names = {plane.name for plane in member.plan.planes[1:]}
         for group in found:
             others = [members[j] for j in group]
-            clash = any(
-                names & {p.name for p in o.plan.planes[1:]} and o.method != member.method for o in others
-            )
+            clash = any(names & {p.name for p in o.plan.planes[1:]} and o.method != member.method for o in others)
             if member.shareable and others[0].shareable and member.passes == others[0].passes and not clash:
                 group.append(i)
                 break

@@ -28,6 +28,8 @@ class Lane:
     """A kept cache with what is asked of it. logits: fp32 [vocabulary], after the last token that it has read.
 
     nll: nats of each reference token; picks: the argmax in its place. written: a greedy answer. seconds: per step.
+    keeps: remember the log-probabilities [reference, vocabulary] in `spoken`; against: others', from which kl is the
+    divergence, in nats per token.
     """
 
     sequence: Sequence
@@ -39,6 +41,10 @@ class Lane:
     picks: list[int] = field(default_factory=list)
     written: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    keeps: bool = False
+    spoken: list[Tensor] = field(default_factory=list)
+    against: Tensor | None = None
+    kl: list[float] = field(default_factory=list)
 
     @property
     def matched(self) -> int:
@@ -152,8 +158,14 @@ def _judge(lane: Lane, logits: Tensor, targets: list[int]) -> None:
     """logits [n, vocabulary] against n tokens."""
     x = logits.float()
     picked = x.gather(1, torch.tensor(targets, device=x.device)[:, None])[:, 0]
+    done = len(lane.nll)
     lane.nll += (x.logsumexp(1) - picked).tolist()
     lane.picks += x.argmax(1).tolist()
+    if lane.keeps:
+        lane.spoken.append(x.log_softmax(1))
+    if lane.against is not None:
+        p = lane.against[done : done + len(targets)]
+        lane.kl += (p.exp() * (p - x.log_softmax(1))).sum(1).tolist()
 
 
 class _Listening:

@@ -87,7 +87,7 @@ class Lines:
             raise UsageError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8'}: give a JSONL file") from None
         rows = [_line(path, i, line, answers) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
         if not rows:
-            raise UsageError(f"{path}: no samples: a line is {{\"prompt\": ..., \"answers\": [...]}}")
+            raise UsageError(f'{path}: no samples: a line is {{"prompt": ..., "answers": [...]}}')
         named = {row["metric"] for row in rows if "metric" in row}
         if len(named) > 1:
             raise UsageError(f"{path}: one metric a file, not {', '.join(sorted(named))}")
@@ -96,7 +96,7 @@ class Lines:
             scorer(chosen, ())
         several = next((i for i, row in enumerate(rows, 1) if chosen == "exact" and len(row["answers"]) > 1), None)
         if several:
-            raise UsageError(f"{path}: sample {several} has several answers: exact takes one, contains takes any of them")
+            raise UsageError(f"{path}: sample {several} has several answers: exact takes one, contains any")
         return cls(path.stem, tuple(rows), chosen)
 
     def sample(self, index: int, length: int, seed: int, count: Count) -> Example:
@@ -120,7 +120,8 @@ def own(path: Path) -> Task:
     if not path.is_file():
         raise UsageError(f"--tasks {path}: no such file")
     spec = importlib.util.spec_from_file_location(f"kvfoot_task_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

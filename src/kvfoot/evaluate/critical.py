@@ -40,8 +40,8 @@ class Crossing:
 class Critical:
     """One method in one category. points: the measured curve, full attention's (1, baseline) first.
 
-    low, high: 95 % bootstrap interval of `last`, over samples. floor: the footprint below which no budget goes with this
-    chunk size, were nothing kept after a chunk (or after the prompt, for a method that evicts there).
+    low, high: 95 % bootstrap interval of `last`, over samples. floor: the footprint below which no budget goes with
+    this chunk size, were nothing kept after a chunk (or after the prompt, for a method that evicts there).
     samples: of all datasets of the category together.
     """
 

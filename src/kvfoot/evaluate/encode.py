@@ -15,7 +15,7 @@ class Asked:
     """prompt: read before eviction. after: read after it. reference: tokens of the answer whose NLL is reported.
 
     ends: tokens of the reference that the first 1, 2, ... units take. text: the prompt for a reader. limit: tokens of a
-    generated answer. on_tokens: scored along the reference.
+    generated answer. on_tokens: scored along the reference. chat: the template was used.
     """
 
     example: Example
@@ -26,6 +26,12 @@ class Asked:
     text: str
     limit: int
     on_tokens: bool
+    chat: bool
+
+    @property
+    def room(self) -> int:
+        """Tokens that follow the kept prompt."""
+        return len(self.after) + max(len(self.reference), self.limit)
 
 
 def counter(tokenizer: Any) -> Count:
@@ -48,7 +54,7 @@ def ask(tokenizer: Any, example: Example, metric: str, chat: bool | None, questi
     on_tokens = metric in TOKEN_METRICS and bool(reference) and example.score is None
     limit = len(reference) if on_tokens else example.room
     shown = content + (f"{JOINT}{example.prefix}" if example.prefix else "")
-    return Asked(example, before, later, reference, ends, shown, limit, on_tokens)
+    return Asked(example, before, later, reference, ends, shown, limit, on_tokens, chatting)
 
 
 def continuation(tokenizer: Any, before: str, text: str) -> list[int]:

@@ -157,8 +157,8 @@ class Store:
             row = db.execute("select version, host, pid from owners where version != ?", (__version__,)).fetchone()
         if row:
             raise UsageError(
-                f"{self.path}: kvfoot {row[0]} is writing it now (process {row[2]} on {row[1]}), this is {__version__}: "
-                "wait until it ends, or give another --out"
+                f"{self.path}: kvfoot {row[0]} is writing it now (process {row[2]} on {row[1]}), this is "
+                f"{__version__}: wait until it ends, or give another --out"
             )
 
     def _enlist(self, db: sqlite3.Connection) -> str:
@@ -201,13 +201,18 @@ class Store:
 
 def check(path: Path) -> None:
     """Raises UsageError unless the file is a results file that this kvfoot reads. Changes nothing."""
-    try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-            if not db.execute("select 1 from sqlite_master").fetchone():
-                return  # made a moment ago by another process, and still empty
-            row = db.execute("select value from meta where key = 'schema'").fetchone()
-    except sqlite3.DatabaseError as error:
-        raise UsageError(f"{path} is no results file of kvfoot ({error}): give another folder") from None
+    # immutable: without it sqlite leaves two files beside one that nobody has open
+    ways = ["mode=ro"] if path.with_name(path.name + "-wal").exists() else ["mode=ro&immutable=1", "mode=ro"]
+    for way in ways:
+        try:
+            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?{way}", uri=True)) as db:
+                if not db.execute("select 1 from sqlite_master").fetchone():
+                    return  # made a moment ago by another process, and still empty
+                row = db.execute("select value from meta where key = 'schema'").fetchone()
+            break
+        except sqlite3.DatabaseError as error:
+            if way == ways[-1]:
+                raise UsageError(f"{path} is no results file of kvfoot ({error}): give another folder") from None
     if row is None or not str(row[0]).isdigit():
         raise UsageError(f"{path} is no results file of kvfoot: give another folder")
     if int(row[0]) > SCHEMA:
@@ -220,7 +225,8 @@ def check(path: Path) -> None:
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
     db.execute("pragma journal_mode = wal")
-    db.execute("pragma synchronous = normal")  # safe against kill -9; a power cut may cost the last samples, not the file
+    # safe against kill -9; a power cut may cost the last samples, not the file
+    db.execute("pragma synchronous = normal")
     return db
 
 

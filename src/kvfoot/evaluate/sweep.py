@@ -14,7 +14,9 @@ from kvfoot.core.results import Cell
 from kvfoot.evaluate.protocol import Task
 
 BUDGETS = ("keep", "budget")
-"""Knobs of every method that takes a size; other knobs are a method's own options."""
+"""Knobs of every method that takes a size; those of the others are their own options."""
+BATCH, BATCH_TOKENS = 8, 16_384
+"""Prompts of one cell that run together: at most, and context tokens of all of them."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Sweep:
         found["knobs"] = {k: tuple(v) for k, v in plain["knobs"].items()}
         return cls(**found)
 
+    def chats(self, task: Task) -> bool | None:
+        """The command's word before the task's."""
+        return task.chat if self.chat is None else self.chat
+
     def variants(self) -> list[Variant]:
         """Every method at every value of the knobs it has. Raises UsageError for what does not exist."""
         if self.samples < 1:
@@ -91,22 +97,17 @@ class Sweep:
         self._check_names(chosen)
         found: list[Variant] = []
         for text, name, options in chosen:
-            known = [f.name for f in fields(all_methods()[name])]
             base = find_method(name, options)
-            sized = base.budgeted
-            own = [k for k in self.knobs if (sized if k in BUDGETS else k in known)]
-            if not own and sized:
+            own = [k for k in self.knobs if k in (BUDGETS if base.budgeted else _options(name))]
+            if not own and base.budgeted:
                 have = ", ".join(self.knobs) or "no --knob at all"
                 raise UsageError(f"{text} needs a size and has none of the knobs given ({have}): --knob keep=0.5,0.25")
-            if not own and self.knobs and name != "full":
-                raise UsageError(f"{name} has no knob {next(iter(self.knobs))!r}{did_you_mean('', known)}")
             for knob in own:
+                values = self.knobs[knob]
                 if knob in BUDGETS:
-                    found += [_checked(Variant(base, knob, v, when)) for v in self.knobs[knob] for when in self.evict]
-                    continue
-                if sized:
-                    raise UsageError(f"{name} needs keep or budget beside its option {knob}: sweep keep instead")
-                found += [Variant(find_method(name, options | {knob: _number(v)}), knob, v) for v in self.knobs[knob]]
+                    found += [_checked(Variant(base, knob, v, when)) for v in values for when in self.evict]
+                else:
+                    found += [Variant(find_method(name, {**options, knob: _number(v)}), knob, v) for v in values]
             if not own:
                 found.append(Variant(base))
         return found
@@ -176,7 +177,7 @@ class Sweep:
                 raise UsageError(f"--knob {knob}: a value is given twice")
             if knob in BUDGETS:
                 continue
-            known = sorted({f.name for name in names for f in fields(all_methods()[name])})
+            known = sorted({k for name in names if not all_methods()[name].budgeted for k in _options(name)})
             if knob not in known:
                 which = f"none of {', '.join(sorted(names))} has a knob {knob!r}"
                 raise UsageError(which + did_you_mean(knob, [*BUDGETS, *known]))
@@ -190,5 +191,14 @@ def _checked(variant: Variant) -> Variant:
     return variant
 
 
+def _options(name: str) -> list[str]:
+    return [f.name for f in fields(all_methods()[name])]
+
+
 def _number(value: float) -> float | int:
     return int(value) if value == int(value) else value
+
+
+def block_size(sweep: Sweep, length: int) -> int:
+    """Samples that are run, and leased, together."""
+    return sweep.batch or max(1, min(BATCH, BATCH_TOKENS // max(length, 1)))

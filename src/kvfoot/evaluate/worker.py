@@ -21,17 +21,11 @@ from kvfoot.evaluate.encode import Asked, ask, counter
 from kvfoot.evaluate.protocol import LIKELIHOOD, Task
 from kvfoot.evaluate.sweep import Sweep, Variant
 
-BATCH, BATCH_TOKENS = 8, 16_384
-"""Prompts of one cell that run together: at most, and context tokens of all of them."""
 BUCKET = 256
 """Tokens of a reference's stretch whose mean NLL is a figure of the sample, where there is more than one stretch."""
 
 Sink = Callable[[int, SampleResult], None]
 """Takes a cell's place in the job and a finished sample."""
-
-
-def block_size(sweep: Sweep, length: int) -> int:
-    return sweep.batch or max(1, min(BATCH, BATCH_TOKENS // max(length, 1)))
 
 
 @dataclass
@@ -86,19 +80,18 @@ class Worker:
         found = {}
         for i in sorted({i for _, i in job.wanted}):
             example = job.task.sample(i, job.length, sweep.seed, count)
-            chat = sweep.chat if sweep.chat is not None else job.task.chat
-            found[i] = ask(tokenizer, example, job.task.metric, chat, sweep.question)
+            found[i] = ask(tokenizer, example, job.task.metric, sweep.chats(job.task), sweep.question)
         return found
 
     def member(self, variant: Variant, a: Asked) -> Member:
         method = variant.method
-        return Member(method, self.engine.plan(method, variant.budget, len(a.prompt), self.sweep.chunk, room(a)))
+        return Member(method, self.engine.plan(method, variant.budget, len(a.prompt), self.sweep.chunk, a.room))
 
     def _share(self, job: Job, places: tuple[int, ...], asked: dict[int, Asked], put: Sink) -> None:
         """One prefill a sample, a fork of it per cell."""
         members = {i: [self.member(job.variants[c], a) for c in places] for i, a in asked.items()}
         shared = {i: Shared(m, self.engine.geometry) for i, m in members.items()}
-        later = max(room(a) for a in asked.values())
+        later = max(a.room for a in asked.values())
         # at once: the prompts, one cell's forks of them, and a fork of each of those to answer on
         runner = self.engine.runner([s.plan for s in shared.values()] * 3, later)
         began = perf_counter()
@@ -119,7 +112,7 @@ class Worker:
     def _alone(self, job: Job, c: int, asked: dict[int, Asked], put: Sink) -> None:
         """A method that evicts while the prompt is read: a prefill of its own."""
         members = {i: self.member(job.variants[c], a) for i, a in asked.items()}
-        runner = self.engine.runner([m.plan for m in members.values()] * 2, max(room(a) for a in asked.values()))
+        runner = self.engine.runner([m.plan for m in members.values()] * 2, max(a.room for a in asked.values()))
         kept = []
         began = perf_counter()
         for i, member in members.items():
@@ -130,9 +123,7 @@ class Worker:
         self.spent += perf_counter() - began
         self._score(job, c, runner, kept, asked, put)
 
-    def _score(
-        self, job: Job, c: int, runner: Runner, kept: list[Kept], asked: dict[int, Asked], put: Sink
-    ) -> None:
+    def _score(self, job: Job, c: int, runner: Runner, kept: list[Kept], asked: dict[int, Asked], put: Sink) -> None:
         """All samples of one cell, then their pages are given back."""
         cell, variant, chunk = job.cells[c], job.variants[c], self.sweep.chunk
         followed = self._lanes(runner, [k for k in kept if asked[k.index].reference], asked, follow, chunk)
@@ -201,7 +192,7 @@ class Worker:
         engine, sequence = self.engine, lane.sequence
         clock = Clock(prefill=k.seconds, first=k.seconds, steps=lane.seconds)
         config = engine.config(variant.method, variant.budget, self.sweep.chunk, a.limit, Sampling())
-        config |= {"chat": self.sweep.chat, "question": self.sweep.question}
+        config |= {"chat": a.chat, "question": self.sweep.question}
         found = record(runner, [sequence], clock, config, engine.revision, self.sweep.seed)
         page, size = sequence.trace.entry_bytes, engine.page_size
         held = sequence.held if sequence.held is not None else sequence.rows.lens
@@ -212,11 +203,6 @@ class Worker:
         )
         each = 1e3 * _mean(lane.seconds) if lane.seconds else None
         return replace(found, memory=memory, timings=Timings(k.seconds, k.seconds, each))
-
-
-def room(a: Asked) -> int:
-    """Tokens that follow the kept prompt."""
-    return len(a.after) + max(len(a.reference), a.limit)
 
 
 def _score(metric: str, a: Asked, along: Lane | None, own: Lane | None, answer: str) -> float:
