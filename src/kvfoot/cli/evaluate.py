@@ -11,6 +11,7 @@ from kvfoot.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
     from kvfoot.evaluate.drive import Queue
 
@@ -114,7 +115,8 @@ class Watch:
     def __init__(self, console: "Console", samples: int):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.console, self.samples, self.status = console, samples, None
+        self.console, self.samples = console, samples
+        self.status: Status | None = None
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("samples, left"))
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
         self._task: Any = None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kvfoot.core.errors import UsageError
 from kvfoot.evaluate import tasks as built_in
@@ -127,11 +127,11 @@ def own(path: Path) -> Task:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UsageError(f"{path}, line {error.lineno}: {error.msg}") from None
-    task = getattr(module, "task", None)
+    task: Any = getattr(module, "task", None)
     missing = [name for name in ("name", "category", "metric", "chat", "sample") if not hasattr(task, name)]
     if missing:
         raise UsageError(f"{path}: its `task` lacks {', '.join(missing)}: see kvfoot.evaluate.protocol.Task")
-    return task  # type: ignore[no-any-return]
+    return cast(Task, task)
 
 
 def _line(path: Path, number: int, line: str, answers: bool) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How well settings do on one prompt: fidelity to full attention, or the score of an answer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,10 @@ class Verdict:
     score: float
     footprint: float
     kl: float | None = None
+
+
+Fork = Callable[[Member], tuple[Running, Any]]
+"""A member's kept prompt and the logits after it."""
 
 
 class Judge(Protocol):
@@ -72,17 +76,7 @@ class Agreement:
         found: dict[int, Verdict] = {}
         said: _Said | None = None
         for group in groups(members):  # the first one begins with full attention
-            own = [members[i] for i in group]
-            if own[0].shareable:
-                shared = Shared(own, self.engine.geometry)
-                runner = self.engine.runner([shared.plan] * (1 + 2 * min(WAVE, len(own))), later)
-                base = shared.read(runner, a.prompt)
-                fork = lambda m, shared=shared, base=base, runner=runner: (  # noqa: E731
-                    shared.fork(runner, base, m), base.logits
-                )  # fmt: skip
-            else:
-                runner = self.engine.runner([m.plan for m in own] * 2, later)
-                fork = lambda m, runner=runner: _alone(runner, m, a.prompt)  # noqa: E731
+            runner, fork = self._forks([members[i] for i in group], a, later)
             if said is None:
                 said = self._listen(runner, *fork(members[0]), a, limit)
             for start in range(0, len(group), WAVE):
@@ -92,6 +86,16 @@ class Agreement:
                     kv = lane.sequence.trace.footprint().kv
                     found[i] = Verdict(same / len(lane.reference), kv, sum(lane.kl) / len(lane.kl))
         return [found[i] for i in range(len(settings))]
+
+    def _forks(self, own: list[Member], a: Asked, later: int) -> tuple[Runner, "Fork"]:
+        """A runner, and how a member's kept prompt is had on it: from one prefill for all, or of its own."""
+        if not own[0].shareable:
+            alone = self.engine.runner([m.plan for m in own] * 2, later)
+            return alone, lambda member: _alone(alone, member, a.prompt)
+        shared = Shared(own, self.engine.geometry)
+        runner = self.engine.runner([shared.plan] * (1 + 2 * min(WAVE, len(own))), later)
+        base = shared.read(runner, a.prompt)
+        return runner, lambda member: (shared.fork(runner, base, member), base.logits)
 
     def _listen(self, runner: Runner, kept: Running, logits: Any, a: Asked, limit: int) -> "_Said":
         """Full attention's continuation, and its distributions along it."""

@@ -20,7 +20,8 @@ class Actor:
     """What runs on a node."""
 
     def __init__(self, plain: dict[str, Any]):
-        self._sweep, self._bench = Sweep.of(plain), None
+        self._sweep = Sweep.of(plain)
+        self._bench: Bench | None = None
         self._lock = threading.Lock()
         self._done: list[tuple[int, SampleResult]] = []
 

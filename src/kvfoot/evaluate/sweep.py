@@ -73,7 +73,7 @@ class Sweep:
     def of(cls, plain: dict[str, Any]) -> "Sweep":
         """From `plain`, JSON's lists and all."""
         tuples = {f.name for f in fields(cls) if str(f.type).startswith("tuple")}
-        found = {k: tuple(v) if k in tuples else v for k, v in plain.items()}
+        found: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in plain.items()}
         found["knobs"] = {k: tuple(v) for k, v in plain["knobs"].items()}
         return cls(**found)
 
