@@ -1,6 +1,7 @@
 """A shared prefill and forks of it: what each method keeps, and all that follows, is as if it had run alone."""
 
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,10 +36,15 @@ def posts(engine: Strict, chunk: int | None) -> list[Member]:
     return [member for member in found if member.shareable]
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("chunk", [None, 16])
+def windowed() -> Any:
+    """Every layer but the first and the last has a window that the prompt leaves."""
+    mixed = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    return make("gemma3_text", layers=4, seed=8, sliding_window=24, layer_types=mixed, rope_parameters=None)
+
+
+@pytest.mark.parametrize(("model", "chunk"), [("llama", None), ("llama", 16), ("qwen2", 16), ("windowed", 16)])
 def test_a_fork_of_a_shared_prefill_is_a_run_of_its_own(model: str, chunk: int | None) -> None:
-    engine = Strict(MODELS[model](), page_size=4)
+    engine = Strict((MODELS | {"windowed": windowed})[model](), page_size=4)
     prompt, members = tokens(N), posts(engine, chunk)
     assert len({m.method.name for m in members}) >= 9
     found = groups(members)

@@ -16,11 +16,13 @@ from torch import Tensor
 from kvfoot.core.budget import Cut
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import POSITION, Keep, Method, Needs, Plan, Plane, Seen
+from kvfoot.engine.look import scan
 from kvfoot.engine.runner import Event, Runner
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
-from kvfoot.engine.step import Span, Step
-from kvfoot.engine.step import _scan as scan
+from kvfoot.engine.span import Span
+from kvfoot.engine.step import Step
+from kvfoot.models.bridge import Call
 
 SHAREABLE = Needs.WINDOW_SCORES | Needs.COLUMN_SCORES | Needs.KEYS
 
@@ -56,7 +58,7 @@ class Member:
         """Whether nothing is cut before the prompt's end, and a shared pass records all that is needed."""
         *early, last = self.plan.passes
         once = all(part.cut is None for part in early) and (last.cut is None or last.cut.scope == "all")
-        return once and not self.method.needs & ~SHAREABLE and getattr(self.plan, "band", None) is None
+        return once and not self.method.needs & ~SHAREABLE and self.plan.band is None
 
     @property
     def passes(self) -> tuple[tuple[int, int], ...]:
@@ -207,9 +209,11 @@ class _Listening(Step):
         super().__init__(runner.cache, runner.backend, spans)
         self.window, self.heard = window, dict[int, tuple[Tensor, float]]()
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attend(self, call: Call) -> Tensor:
         if self.window:
-            G, H = self.group
-            w = min(self.window, q.shape[2])
-            self.heard[layer] = (q[0, :, q.shape[2] - w :].reshape(G, H, w, q.shape[3]).clone(), scale)
-        return super().attend(layer, q, k, v, scale)
+            geometry = self.cache.geometry
+            _, _, n, D = call.q.shape
+            w = min(self.window, n)
+            q = call.q[0, :, n - w :].reshape(geometry.kv_heads, geometry.group, w, D)
+            self.heard[call.layer] = q.clone(), call.scale
+        return super().attend(call)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kvfoot.engine.runner import Runner
 from kvfoot.engine.sequence import Sequence
-from kvfoot.engine.step import Span, Step
+from kvfoot.engine.span import Span
 
 PASS = 1024
 """Most tokens of a teacher-forced pass: their logits are held at once."""
@@ -107,7 +107,7 @@ def _step_along(runner: Runner, lanes: Many[Lane], chunk: int | None) -> None:
 def _step(runner: Runner, lanes: Many[Lane], tokens: list[int]) -> None:
     began = perf_counter()
     spans = [Span(lane.sequence, i, i + 1, lane.sequence.later) for i, lane in enumerate(lanes)]
-    found = Step(runner.cache, runner.backend, spans).forward(runner.model, tokens)
+    found = runner.step(spans).forward(runner.model, tokens)
     for lane, logits in zip(lanes, found, strict=True):
         lane.logits = logits
         lane.seconds.append(perf_counter() - began)
@@ -141,7 +141,7 @@ def _force(runner: Runner, lanes: Many[Lane]) -> None:
             targets.append([t for _, t in asked])
             tokens += feed
         listening = _Listening(runner.model, where)
-        Step(runner.cache, runner.backend, spans).forward(listening, tokens)
+        runner.step(spans).forward(listening, tokens)
         done = 0
         for (lane, _, _), wanted in zip(parts, targets, strict=True):
             if wanted:

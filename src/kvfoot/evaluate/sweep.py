@@ -142,15 +142,12 @@ class Sweep:
         ]
 
     def fits(self, geometry: Geometry) -> None:
-        """Raises UsageError for a length beyond the model's positions, or a plan that this model refuses."""
+        """Raises UsageError for a length beyond the model's positions."""
         for length in self.lengths:
             if length < 1:
                 raise UsageError(f"--lengths {length}: give at least 1 token")
             if length > geometry.positions:
                 raise UsageError(f"--lengths {length} exceeds the model's {geometry.positions} positions")
-        for v in self.variants():
-            for length in self.lengths:
-                v.method.prepare(geometry, length, self.chunk, v.budget)
 
     def _method(self, text: str) -> tuple[str, str, dict[str, str]]:
         """name:option=value:... -> (text, name, options)."""
