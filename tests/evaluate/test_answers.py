@@ -79,7 +79,8 @@ def test_the_nll_is_what_a_plain_run_gives() -> None:
     for i in range(3):
         example = task.sample(i, 0, 0, len)  # type: ignore[arg-type]
         tokenizer, model = engine().tokenizer, engine().model
-        prompt, answer = (tokenizer(t)["input_ids"] for t in (example.document, example.reference))
+        texts = (f"{example.document}\n\n{example.question}", example.reference)
+        prompt, answer = (tokenizer(text)["input_ids"] for text in texts)
         ids = torch.tensor([prompt + answer])
         with torch.no_grad():
             logits = model(ids).logits[0, len(prompt) - 1 : -1].double()

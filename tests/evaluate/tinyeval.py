@@ -10,6 +10,7 @@ from kvfoot.engine.engine import Engine
 from kvfoot.evaluate.protocol import Count, Example
 from tiny import make
 
+ASKED = "What did it say?"
 ALPHABET = [*map(chr, range(32, 127)), "\n", "\t"]
 
 
@@ -55,9 +56,10 @@ class Parrot:
     def sample(self, index: int, length: int, seed: int, count: Count) -> Example:
         if index not in self.made:
             document = words(100 * seed + index, self.size + 3 * (index % 4))
-            written = engine().generate(document, max_new_tokens=self.answer, chunk=None)[0].text
+            run = engine().generate(document, question=ASKED, max_new_tokens=self.answer, chunk=None)
+            written = run[0].text
             if index in self.wrong:
                 written = written[:2] + chr(126 - (ord(written[2]) - 32) % 90) + written[3:]
             units = tuple(written[i : i + 2] for i in range(0, len(written), 2))
-            self.made[index] = Example(document=document, answers=(written,), units=units)
+            self.made[index] = Example(document, ASKED, answers=(written,), units=units)
         return self.made[index]

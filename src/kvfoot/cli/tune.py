@@ -72,15 +72,23 @@ def tune(
 
     from kvfoot.cli.console import load, stderr
     from kvfoot.core.registry import method as find_method
-    from kvfoot.evaluate.judge import Agreement, Answers, Judge
+    from kvfoot.evaluate.judge import Agreement, Answers, Judge, fitting
     from kvfoot.evaluate.tune import search, settings_of
 
     console = stderr()
     engine = load(console, model, dtype=dtype, device=device, backend=backend)
+    full = Variant(find_method("full"))
+    if not (found := fitting(engine, sweep, lines, [full], tokens))[0]:
+        raise UsageError(found[1][0][1])
+    variants, left_out = fitting(engine, sweep, lines, variants, tokens)
+    if not variants:
+        raise UsageError(f"no setting fits these prompts: {left_out[0][0]}: {left_out[0][1]}")
+    if left_out:
+        each = ", ".join(str(v) for v, _ in left_out)
+        console.print(f"left out: {each} ({left_out[0][1]})", style="dim", markup=False)
     judge: Judge
     judge = Agreement(engine, sweep, lines, tokens) if chosen == "agreement" else Answers(engine, sweep, lines)
     with console.status(f"{len(variants)} settings on {len(lines.rows)} prompts") as status:
-        full = Variant(find_method("full"))
         tuned = search(variants, judge, len(lines.rows), target, full=full, say=status.update)
     settings_of(tuned, sweep, chosen, target).save(out)
     _print(tuned, chosen, target)

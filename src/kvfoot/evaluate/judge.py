@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from kvfoot.core.errors import UsageError
 from kvfoot.core.results import Cell, SampleResult
 from kvfoot.engine.engine import Engine
 from kvfoot.engine.runner import Runner
@@ -39,6 +40,27 @@ class Judge(Protocol):
     def __call__(self, settings: Sequence[Variant], index: int) -> list[Verdict]:
         """settings[0] is full attention."""
         ...
+
+
+def fitting(
+    engine: Engine, sweep: Sweep, task: Task, variants: Sequence[Variant], room: int
+) -> tuple[list[Variant], list[tuple[Variant, str]]]:
+    """The settings that every prompt has room for, and the others with the reason. room: tokens of an answer."""
+    metric = task.metric
+    asked = [
+        ask(engine.tokenizer, task.sample(i, 0, sweep.seed, lambda _: 0), metric, sweep.chats(task), sweep.question)
+        for i in range(sweep.samples)
+    ]
+    lengths = {(len(a.prompt), len(a.after) + max(room, a.room)) for a in asked}
+    good, left_out = [], []
+    for v in variants:
+        try:
+            for prompt, later in lengths:
+                engine.plan(v.method, v.budget, prompt, sweep.chunk, later)
+            good.append(v)
+        except UsageError as error:
+            left_out.append((v, str(error)))
+    return good, left_out
 
 
 class Answers:

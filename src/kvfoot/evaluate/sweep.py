@@ -28,6 +28,10 @@ class Variant:
     value: float | None = None
     evict: str | None = None
 
+    def __str__(self) -> str:
+        size = "" if self.knob is None else f" {self.knob}={self.value:g}"
+        return f"{self.method.name}{size}{f' {self.evict}' if self.evict else ''}"
+
     @property
     def budget(self) -> Budget:
         if self.knob == "keep":

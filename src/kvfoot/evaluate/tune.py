@@ -56,9 +56,7 @@ class Candidate:
         return float(np.quantile(ratios, 0.025)), float(np.quantile(ratios, 0.975))
 
     def __str__(self) -> str:
-        v = self.variant
-        size = "" if v.knob is None else f" {v.knob}={v.value:g}"
-        return f"{v.method.name}{size}{f' {v.evict}' if v.evict else ''}"
+        return str(self.variant)
 
 
 @dataclass(frozen=True)
