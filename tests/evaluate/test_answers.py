@@ -13,7 +13,7 @@ from kvfoot.evaluate.sweep import Sweep
 from kvfoot.evaluate.worker import Job, Worker
 
 METHODS = ("full", "snapkv:window=8", "adakv:window=8", "keynorm:skip=1", "random:window=8")
-EVICTING = ("h2o", "tova", "streaming")
+STEPPED = ("h2o", "tova", "streaming", "streamingllm", "refreshkv:every=2:schedule=fixed")
 
 
 def scored(task: Any, methods: tuple[str, ...], samples: int = 6, **options: Any) -> dict[Any, SampleResult]:
@@ -58,15 +58,15 @@ def test_one_pass_is_a_greedy_decode(metric: str, question: str) -> None:
     assert 0 < sum(r.score for r in forced.values()) < len(forced), "some are right and some are wrong"
 
 
-def test_methods_that_evict_at_decode_are_stepped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_that_evict_or_read_at_decode_are_stepped(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> None:
         raise AssertionError("teacher-forced")
 
     monkeypatch.setattr(answers, "_force", never)
     task = Parrot("prefix")
-    along = scored(task, EVICTING)
+    along = scored(task, STEPPED)
     assert all(r.stepped for r in along.values())
-    written = scored(task, EVICTING, whole=True)
+    written = scored(task, STEPPED, whole=True)
     assert {k: r.score for k, r in along.items()} == {k: r.score for k, r in written.items()}
     scores = {r.score for r in along.values()}
     assert len(scores) > 2, "prefixes of several lengths"
@@ -91,7 +91,7 @@ def test_the_nll_is_what_a_plain_run_gives() -> None:
 
 def test_batches_change_no_score() -> None:
     task = Parrot("prefix", wrong=(2,))
-    one, all_ = (scored(task, (*METHODS, *EVICTING), batch=b) for b in (1, None))
+    one, all_ = (scored(task, (*METHODS, *STEPPED), batch=b) for b in (1, None))
     assert one.keys() == all_.keys()
     for key, a in one.items():
         b = all_[key]

@@ -16,6 +16,7 @@ from torch import Tensor
 from kvfoot.core.budget import Cut
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import POSITION, Keep, Method, Needs, Plan, Plane, Seen
+from kvfoot.core.reading import Reader
 from kvfoot.engine.look import scan
 from kvfoot.engine.runner import Event, Runner
 from kvfoot.engine.sampler import Sampling
@@ -58,7 +59,8 @@ class Member:
         """Whether nothing is cut before the prompt's end, and a shared pass records all that is needed."""
         *early, last = self.plan.passes
         once = all(part.cut is None for part in early) and (last.cut is None or last.cut.scope == "all")
-        return once and not self.method.needs & ~SHAREABLE and self.plan.band is None
+        reads_all = self.plan.band is None and not isinstance(self.method, Reader)
+        return once and reads_all and not self.method.needs & ~SHAREABLE
 
     @property
     def passes(self) -> tuple[tuple[int, int], ...]:

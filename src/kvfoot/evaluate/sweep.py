@@ -8,6 +8,7 @@ from kvfoot.core.budget import Budget
 from kvfoot.core.errors import UsageError, did_you_mean
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import Method
+from kvfoot.core.reading import Reader
 from kvfoot.core.registry import method as find_method
 from kvfoot.core.registry import methods as all_methods
 from kvfoot.core.results import Cell
@@ -102,14 +103,17 @@ class Sweep:
         found: list[Variant] = []
         for text, name, options in chosen:
             base = find_method(name, options)
-            own = [k for k in self.knobs if k in (BUDGETS if base.budgeted else _options(name))]
+            reader = isinstance(base, Reader)
+            takes = BUDGETS if base.budgeted else [*BUDGETS, *_options(name)] if reader else _options(name)
+            own = [k for k in self.knobs if k in takes]
             if not own and base.budgeted:
                 have = ", ".join(self.knobs) or "no --knob at all"
                 raise UsageError(f"{text} needs a size and has none of the knobs given ({have}): --knob keep=0.5,0.25")
             for knob in own:
                 values = self.knobs[knob]
                 if knob in BUDGETS:
-                    found += [_checked(Variant(base, knob, v, when)) for v in values for when in self.evict]
+                    when = (None,) if reader else self.evict
+                    found += [_checked(Variant(base, knob, v, evict)) for v in values for evict in when]
                 else:
                     found += [Variant(find_method(name, {**options, knob: _number(v)}), knob, v) for v in values]
             if not own:
