@@ -1,0 +1,106 @@
+"""The page of a sweep: one HTML file without a single request (decision 0030)."""
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from importlib.resources import files
+from string import Template
+
+from kvfoot.core.errors import UsageError
+from kvfoot.core.results import SampleResult
+from kvfoot.report import cards
+from kvfoot.report.charts import peak_chart, score_chart, speed_chart
+from kvfoot.report.crossings import Critical
+from kvfoot.report.data import embed, payload
+from kvfoot.report.header import facts, warnings
+from kvfoot.report.palette import theme_css
+from kvfoot.report.points import Panel, panels, series
+from kvfoot.report.wrong import Miss, all_misses
+
+SCRIPTS = ("dom", "tip", "legend", "grid", "heat", "depth", "timeline", "start")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Everything a report shows. commands: what was typed to make it. fraction: of full attention's score, the line."""
+
+    panels: list[Panel]
+    critical: list[Critical] = field(default_factory=list)
+    commands: Sequence[str] = ()
+    fraction: float = 0.9
+    title: str = "Quality against KV footprint"
+
+    @classmethod
+    def of(
+        cls,
+        results: Iterable[SampleResult],
+        critical: Sequence[Critical] = (),
+        commands: Sequence[str] = (),
+        fraction: float = 0.9,
+    ) -> "Sweep":
+        """Raises UsageError where there is nothing to show, or the fraction is no fraction."""
+        found = panels(results)
+        if not found:
+            raise UsageError("no finished samples: nothing to report yet")
+        if not 0 < fraction <= 1:
+            raise UsageError(f"--fraction {fraction:g}: give a share of full attention's score above 0, up to 1")
+        return cls(found, list(critical), tuple(commands), fraction)
+
+
+def page(sweep: Sweep) -> str:
+    """The HTML document. Its policy lets nothing run but its own script, and nothing be fetched."""
+    script = "\n".join(_web(f"{name}.js") for name in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    names, found = series(sweep.panels), sweep.panels
+    return Template(_web("page.html")).substitute(
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'",
+        title=escape(sweep.title),
+        style=theme_css() + _web("page.css"),
+        subtitle=escape(_subtitle(found)),
+        commands="".join(f"<pre>{escape(c)}</pre>" for c in sweep.commands),
+        facts=cards.definitions(facts(found)),
+        notices=cards.notices(warnings(found)),
+        legend=cards.legend(found),
+        fraction=f"{sweep.fraction:.0%}",
+        scores=_figures(found, lambda p: score_chart(p, names, sweep.fraction)),
+        critical=cards.critical_tables(sweep.critical, names) or _none("No critical footprints were computed."),
+        peaks=_figures(found, lambda p: peak_chart(p, names)),
+        speeds=_figures(found, lambda p: speed_chart(p, names, sweep.fraction)) or _none("No times were recorded."),
+        misses=_misses(all_misses(found), names),
+        table=cards.figure_table(found),
+        data=embed(payload(found)),
+        script=script,
+    )
+
+
+def _figures(found: Sequence[Panel], draw: Callable[[Panel], str | None]) -> str:
+    drawn = [(p.number, svg) for p in found if (svg := draw(p)) is not None]
+    return "".join(f'<figure class="card" data-panel="{n}" tabindex="0">{svg}</figure>' for n, svg in drawn)
+
+
+def _misses(found: Sequence[Miss], names: Sequence[str]) -> str:
+    if not found:
+        return _none("No method scored below full attention on any sample.")
+    return "".join(cards.miss_card(m, names.index(m.label)) for m in found)
+
+
+def _none(text: str) -> str:
+    return f'<p class="soft">{escape(text)}</p>'
+
+
+def _subtitle(found: Sequence[Panel]) -> str:
+    def several(count: int, word: str) -> str:
+        return f"{count} {word}{'' if count == 1 else 's'}"
+
+    methods = {c.points[0].cell.method for p in found for c in p.curves}
+    samples = sum(x.n for p in found for c in p.curves for x in c.points)
+    models = ", ".join(dict.fromkeys(p.model for p in found))
+    tasks, lengths = len({p.task for p in found}), len({p.length for p in found})
+    parts = (several(len(methods), "method"), several(tasks, "task"), several(lengths, "length"))
+    return f"{models}: {', '.join(parts)}, {samples:,} scored samples"
+
+
+def _web(name: str) -> str:
+    return files("kvfoot.report").joinpath("web", name).read_text(encoding="utf-8")
