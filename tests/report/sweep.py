@@ -2,13 +2,13 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from math import exp
 
 from kvfoot.core.records import Footprint, Memory, RunRecord, SequenceRecord, Timings
 from kvfoot.core.results import Cell, SampleResult
 
+REVISION = "12fd25f77366fa6b3b4b768ec3050bf629380bac"
 LAYERS, HEADS = 30, 3
 MIDDLE = {"streaming": 0.55, "snapkv": 0.22, "pyramidkv": 0.28, "h2o": 0.4, "adakv": 0.12}
 """Share kept at which half of the score is left."""
@@ -17,14 +17,16 @@ TASKS = {
     "labels": ("in-context learning", "exact"),
     "chain": ("long output", "prefix"),
 }
+WORDS = ("amber", "birch", "cobalt", "dune", "ember", "fjord")
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'> & \u2028 \U0001f511"
 
 
 @cache
 def _record(method: str, keep: float | None, length: int, seed: int) -> RunRecord:
-    rng = random.Random(f"{method}/{keep}/{length}/{seed}")
+    rng = random.Random(f"{length}/{seed}")
     chunk, share = 512, 1.0 if keep is None else keep
     prompt, generated = length - rng.randrange(40), rng.randrange(8, 24)
+    rng = random.Random(f"{method}/{keep}/{length}/{seed}")
     kv = share + (1 - share) * chunk / prompt
     kept = []
     for layer in range(LAYERS):
@@ -45,7 +47,7 @@ def _record(method: str, keep: float | None, length: int, seed: int) -> RunRecor
             "evict": None if keep is None else "chunk", "chunk": chunk, "max_new_tokens": 32, "temperature": 0.0,
             "top_p": 1.0, "dtype": "bfloat16", "backend": "sdpa", "page_size": 16, "chat": False, "question": "before",
         },
-        revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
+        revision=REVISION,
         packages={"python": "3.11.2", "kvfoot": "0.1.0", "torch": "2.13.0", "transformers": "5.17.0"},
         device={"type": "cuda", "name": "NVIDIA H100 80GB HBM3"},
         seed=seed,
@@ -58,7 +60,9 @@ def _timeline(record: RunRecord) -> list[tuple[int, int]]:
     found, seen, stored = [], 0, 0
     while seen < record.tokens["prompt"]:
         step = min(512, record.tokens["prompt"] - seen)
-        seen, stored = seen + step, stored + round(step * share)
+        seen += step
+        held = share * record.tokens["prompt"] if record.config["method"] in ("streaming", "h2o") else share * seen
+        stored = min(seen, round(held))
         found.append((seen, stored * rows))
     for i in range(1, record.tokens["generated"]):
         found.append((seen + i, (stored + i) * rows))
@@ -78,10 +82,8 @@ def sweep(
         category, metric = TASKS[task]
         for length in lengths:
             for method, keep in [("full", None), *((m, k) for m in methods for k in keeps)]:
-                cell = Cell(
-                    "smollm2", "12fd25f77366fa6b3b4b768ec3050bf629380bac", task, category, metric, length, method,
-                    {}, None if keep is None else "keep", keep, None if keep is None else "chunk", 512,
-                )  # fmt: skip
+                cut = {} if keep is None else {"knob": "keep", "value": keep, "evict": "chunk"}
+                cell = Cell("smollm2", REVISION, task, category, metric, length, method, chunk=512, **cut)
                 found += [_sample(cell, i) for i in range(samples)]
     return found
 
@@ -89,7 +91,7 @@ def sweep(
 def _sample(cell: Cell, index: int) -> SampleResult:
     rng = random.Random(f"{cell.task}/{cell.length}/{index}")
     hard, depth = rng.random(), (index * 0.381966) % 1
-    names = [f"{rng.choice('amber birch cobalt dune ember fjord'.split())}-{rng.randrange(100, 999)}" for _ in range(8)]
+    names = [f"{rng.choice(WORDS)}-{rng.randrange(100, 999)}" for _ in range(8)]
     able = 0.94 if cell.value is None else 0.94 / (1 + exp(-(cell.value - MIDDLE[cell.method]) / 0.06))
     able *= 1 - 0.15 * (cell.length > 4000) * (0.3 < depth < 0.7)
     if cell.metric == "prefix":
@@ -107,7 +109,3 @@ def _sample(cell: Cell, index: int) -> SampleResult:
         cell, index, prompt, answer, " -> ".join(names), score, 0.1 + 2 * (1 - able), True, record, figures,
         _timeline(record),
     )  # fmt: skip
-
-
-def with_score(result: SampleResult, score: float, answer: str = "") -> SampleResult:
-    return replace(result, score=score, answer=answer or result.answer)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from kvfoot.report.charts import heading
-from kvfoot.report.crossings import Critical, Crossing, groups
+from kvfoot.report.crossings import Critical, categories
 from kvfoot.report.palette import look, mark
 from kvfoot.report.points import Panel, series, setting
 from kvfoot.report.wrong import Miss
@@ -44,24 +44,23 @@ def swatch(place: int, full: bool) -> str:
 
 
 def critical_tables(rows: list[Critical], names: Sequence[str]) -> str:
-    """A table per group of tasks; a method's range is drawn from 0 to 1."""
-    return "".join(_critical(group, members, names) for group, members in groups(rows).items())
+    """A table per category of tasks; a method's interval is drawn from 0 to 1."""
+    return "".join(_category(name, members, names) for name, members in categories(rows).items())
 
 
-def _critical(group: str, rows: list[Critical], names: Sequence[str]) -> str:
+def _category(name: str, rows: list[Critical], names: Sequence[str]) -> str:
     body = "".join(
         f'<tr class="s" data-s="{_place(row.method, names)}"><th scope="row">{escape(row.method)}</th>'
         f"<td>{_range(row, _place(row.method, names))}</td>"
-        f"<td>{_crossing(row.last)}</td><td>{_crossing(row.first)}</td></tr>"
+        f"<td><b>{escape(str(row.last))}</b><small>{escape(row.span)}</small></td>"
+        f"<td>{escape(str(row.first))}</td><td>{row.floor:.3f}</td></tr>"
         for row in rows
     )
-    floors = sorted({row.floor for row in rows if row.floor is not None})
-    floor = f'<p class="soft">The chunk size alone costs {" or ".join(f"{f:.3f}" for f in floors)}.</p>' if floors else ""
     return (
-        f'<div class="card"><h3>{escape(group)}</h3><div class="wide"><table><thead><tr><th scope="col">method</th>'
-        '<th scope="col" class="range"><span>0</span><span>footprint</span><span>1</span></th>'
-        f'<th scope="col">last rule</th><th scope="col">first rule</th></tr></thead><tbody>{body}</tbody></table></div>'
-        f"{floor}</div>"
+        f'<div class="card"><h3>{escape(name)}</h3><div class="wide"><table><thead><tr><th scope="col">method</th>'
+        '<th scope="col" class="range"><span>0</span><span>footprint</span><span>1</span></th><th scope="col">last</th>'
+        f'<th scope="col">first</th><th scope="col">floor</th></tr></thead><tbody>{body}</tbody></table></div>'
+        f'<p class="soft">Full attention scores {rows[0].baseline:.3f}; {rows[0].samples:,} samples.</p></div>'
     )
 
 
@@ -70,22 +69,17 @@ def _place(method: str, names: Sequence[str]) -> int:
     return names.index(method) if method in names else -1
 
 
-def _crossing(of: Crossing) -> str:
-    sign = f"{escape(of.sign)}&thinsp;" if of.sign else ""
-    span = "" if of.low is None or of.high is None else f"<small>{of.low:.3f} to {of.high:.3f}</small>"
-    return f"<b>{sign}{of.value:.3f}</b>{span}"
-
-
 def _range(row: Critical, place: int) -> str:
-    """The interval of the last rule as a bar, its value as a mark; an arrow where the sweep does not bracket it."""
-    at, parts = _across(row.last.value), ['<path class="grid" d="M0 9H160M80 5V13M160 3V15M0 3V15"/>']
-    if row.floor is not None:
-        parts.append(f'<rect class="floor" x="0" y="3" width="{_across(row.floor):.1f}" height="12"/>')
-    if row.last.low is not None and row.last.high is not None:
-        parts.append(f'<path class="l" d="M{_across(row.last.low):.1f} 9H{_across(row.last.high):.1f}"/>')
-    if row.last.sign:
-        way = -1 if row.last.sign == "<" else 1
+    """The interval as a bar, the value as a mark, an arrow where the sweep does not bracket it; grey: the floor."""
+    at = _across(row.last.footprint)
+    parts = [f'<rect class="floor" x="0" y="3" width="{_across(row.floor):.1f}" height="12"/>']
+    parts.append(f'<path class="grid" d="M0 9H{RANGE}M{RANGE / 2:g} 5V13M{RANGE} 3V15M0 3V15"/>')
+    if row.last.bound:
+        way = -1 if row.last.bound == "<" else 1
         parts.append(f'<path class="l" d="M{at:.1f} 9h{16 * way}m{-5 * way} -4l{5 * way} 4l{-5 * way} 4"/>')
+    else:
+        low, high = _across(row.low.footprint), _across(row.high.footprint)
+        parts.append(f'<path class="l" d="M{low:.1f} 9H{high:.1f}M{low:.1f} 5V13M{high:.1f} 5V13"/>')
     parts.append(f'<path class="m" d="{mark(max(place, 0), at, 9)}"/>')
     kind = look(place, False) if place >= 0 else "f"
     return (

@@ -15,16 +15,16 @@ Place = Callable[[Point], tuple[float, float] | None]
 
 def score_chart(panel: Panel, names: Sequence[str], fraction: float) -> str:
     """Mean score with its interval over the KV footprint, and the line at `fraction` of full attention's score."""
-    frame = Frame(FRACTION, _scores(panel))
+    frame = Frame(_footprints(panel), _scores(panel))
     parts = frame.plane(heading(panel), _counts(panel), "KV footprint", _metric(panel))
-    parts += _cut(frame, panel, fraction)
-    return _svg(panel, "score", parts + _series(frame, panel, names, lambda p: (p.footprint.kv, p.score), bars=True))
+    parts += _series(frame, panel, names, lambda p: (p.footprint.kv, p.score), bars=True)
+    return _svg(panel, "score", parts + _cut(frame, panel, fraction))
 
 
 def peak_chart(panel: Panel, names: Sequence[str]) -> str:
-    """The most entries stored at once over the KV footprint: above the diagonal a method needs more than it averages."""
+    """The most entries stored at once over the KV footprint: above the diagonal a method needs more than its mean."""
     places = [p.footprint for c in panel.curves for p in c.points]
-    frame = Frame(FRACTION, Scale.over([0.0, 1.0, *(f.peak for f in places)]))
+    frame = Frame(_footprints(panel), Scale.over([0.0, 1.0, *(f.peak for f in places)]))
     parts = frame.plane(heading(panel), "", "KV footprint", "peak")
     (x0, y0), (x1, y1) = frame.at(0, 0), frame.at(1, 1)
     parts.append(f'<path class="cut" d="M{x0} {y0}L{x1} {y1}"/>')
@@ -41,13 +41,13 @@ def speed_chart(panel: Panel, names: Sequence[str], fraction: float) -> str | No
     frame = Frame(Scale.over([0.0, *speeds]), _scores(panel))
     words = "decoded tokens per second" if stage == "decode" else "prompt tokens per second"
     parts = frame.plane(heading(panel), "", words, _metric(panel))
-    parts += _cut(frame, panel, fraction)
 
     def place(point: Point) -> tuple[float, float] | None:
         speed = getattr(point, stage)
         return (speed, point.score) if speed else None
 
-    return _svg(panel, "speed", parts + _series(frame, panel, names, place, bars=True))
+    parts += _series(frame, panel, names, place, bars=True)
+    return _svg(panel, "speed", parts + _cut(frame, panel, fraction))
 
 
 def heading(panel: Panel) -> str:
@@ -62,6 +62,11 @@ def _counts(panel: Panel) -> str:
     counts = {p.n for c in panel.curves for p in c.points}
     few, many = min(counts), max(counts)
     return f"{few} samples a point" if few == many else f"{few} to {many} samples a point"
+
+
+def _footprints(panel: Panel) -> Scale:
+    """From 0 to 1, and further where a method stores more than full attention."""
+    return Scale.over([0.0, 1.0, *(p.footprint.kv for c in panel.curves for p in c.points)])
 
 
 def _scores(panel: Panel) -> Scale:

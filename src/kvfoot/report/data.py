@@ -97,17 +97,13 @@ def _span(numbers: Sequence[int]) -> str:
 
 def _record(point: Point) -> list[tuple[str, str]]:
     record: RunRecord = point.samples[0].record
-    config = ", ".join(_word(name, value) for name, value in record.config.items() if value not in (None, {}, []))
+    config = ", ".join(option(name, value) for name, value in record.config.items() if value not in (None, {}, []))
     return [
         ("config", config),
         ("revision", record.revision),
         ("device", ", ".join(str(v) if k != "threads" else f"{v} threads" for k, v in record.device.items())),
         ("packages", ", ".join(f"{name} {version}" for name, version in record.packages.items())),
     ]
-
-
-def _word(name: str, value: Any) -> str:
-    return f"{name}={value}" if isinstance(value, bool) else option(name, value)
 
 
 def _common_sample(panel: Panel) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ from html import escape
 from math import ceil, floor, log10
 
 WIDTH, HEIGHT = 420, 300
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 40, 44
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 50, 44
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Frame:
         columns = [self.at(v, self.y.low)[0] for v in self.x.ticks]
         parts = [
             text(6, 15, title, "t"),
-            text(WIDTH - RIGHT, 15, note, anchor="end"),
-            text(6, TOP - 8, up),
+            text(WIDTH - RIGHT, TOP - 14, note, anchor="end"),
+            text(6, TOP - 14, up),
             text((left + right) / 2, HEIGHT - 8, across, anchor="middle"),
             '<path class="grid" d="' + "".join(f"M{left} {y}H{right}" for y in rows) + '"/>',
             f'<path class="axis" d="M{left} {bottom}H{right}' + "".join(f"M{x} {bottom}v4" for x in columns) + '"/>',

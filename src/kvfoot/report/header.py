@@ -17,7 +17,7 @@ def facts(found: Sequence[Panel]) -> list[tuple[str, str]]:
         ("settings", _list(sorted({setting(p.cell) for p in points} - {""}, key=_order))),
         ("tasks", _list(f"{p.task} ({p.category}, {p.metric})" for p in found)),
         ("lengths", _list(f"{n:,}" for n in sorted({p.length for p in found})) + " tokens"),
-        ("samples", f"{_span([p.n for p in points])} a point, {total:,} in all; seeds {_seeds(points)}"),
+        ("samples", f"{_span([p.n for p in points])} a point, {total:,} in all; seed {_seeds(points)}"),
         ("chunk", _list(f"{p.cell.chunk} prompt tokens a pass" if p.cell.chunk else "the prompt in one pass" for p in points)),
         ("computed in", _list(_how(r.config) for r in records)),
         ("device", _list(device(r.device) for r in records)),

@@ -23,7 +23,7 @@ CHART = """
 .chart{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","DejaVu Sans",sans-serif;font-size:12px}
 .chart text{fill:var(--soft)}
 .chart .t{fill:var(--ink);font-size:14px;font-weight:600}
-.chart .k{fill:var(--ink)}
+.chart .k{fill:var(--ink);paint-order:stroke;stroke:var(--paper);stroke-width:3px}
 .chart .grid{stroke:var(--rule);stroke-width:1;fill:none}
 .chart .axis{stroke:var(--soft);stroke-width:1;fill:none}
 .chart .cut{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:2 4;fill:none}

@@ -1,8 +1,8 @@
 """Scored samples folded into what is drawn: a point per cell, a curve per method, a panel per task and length."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,9 @@ from kvfoot.report.interval import interval
 
 LOWER = frozenset({"perplexity", "nll", "kl"})
 """Metrics of which less is better: no share of full attention's score is drawn for them."""
+
+POINT = frozenset({"model", "revision", "task", "category", "metric", "length", "value", "seed"})
+"""Fields of a cell that do not make a curve: its panel's, its point's place on the curve, its seed."""
 
 
 @dataclass(frozen=True)
@@ -142,31 +145,36 @@ def _curves(named: dict[str, list[Point]]) -> tuple[Curve, ...]:
 
 
 def labels(cells: Sequence[Cell]) -> list[str]:
-    """A name per cell, without the value of its knob: the method, and of the rest what tells its cells apart."""
+    """A name per cell, without the value of its knob: the method, and of the rest what tells its cells apart.
+
+    In the order and spelling of `kvfoot critical`: snapkv chunk window=64 by budget.
+    """
     parts = [_parts(c) for c in cells]
-    variants: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
-    count = Counter(c.method for c in cells)
+    known: dict[str, set[str]] = defaultdict(set)
     for cell, part in zip(cells, parts, strict=True):
-        variants[cell.method].update(part.items())
-    names = []
+        known[cell.method].update(part)
+    kinds: dict[tuple[str, str], set[str]] = defaultdict(set)
     for cell, part in zip(cells, parts, strict=True):
-        telling = [text for key, text in part.items() if variants[cell.method][key, text] < count[cell.method]]
-        names.append(" ".join([cell.method, *telling]))
-    return names
+        for name in known[cell.method]:
+            kinds[cell.method, name].add(part.get(name, ""))
+    return [
+        " ".join([c.method, *(text for name, text in part.items() if text and len(kinds[c.method, name]) > 1)])
+        for c, part in zip(cells, parts, strict=True)
+    ]
 
 
 def _parts(cell: Cell) -> dict[str, str]:
-    found = {name: option(name, value) for name, value in sorted(cell.options.items()) if name != cell.knob}
-    found |= {"evict": cell.evict or "", "chunk": f"chunk={cell.chunk}" if cell.chunk else "one chunk"}
-    if cell.knob not in (None, "keep"):
-        found["knob"] = f"by {cell.knob}"
-    return {name: text for name, text in found.items() if text}
+    """What, besides the knob's value, makes the cells of one method different curves."""
+    known = {f.name for f in fields(cell)} - POINT - {"options", "knob", "evict", "method"}
+    return (
+        {"evict": cell.evict or ""}
+        | {f"option {name}": f"{name}={value}" for name, value in sorted(cell.options.items()) if name != cell.knob}
+        | {"knob": f"by {cell.knob}" if cell.knob else ""}
+        | {name: f"{name}={getattr(cell, name)}" for name in sorted(known)}
+    )
 
 
 def option(name: str, value: Any) -> str:
-    """An option as a word: patched for True, nothing for False, window=64."""
-    if isinstance(value, bool):
-        return name if value else ""
     return f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
 
 

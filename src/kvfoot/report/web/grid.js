@@ -18,7 +18,7 @@ function ramp(low, high) {
 function grid(spec) {
   const wide = 340;
   const left = Math.max(26, 12 + 7 * Math.max(...spec.rows.map((name) => name.length)));
-  const step = Math.min(70, (wide - left - 6) / spec.columns.length);
+  const step = Math.min(110, (wide - left - 6) / spec.columns.length);
   const tall = spec.tall ?? Math.max(7, Math.min(18, 260 / spec.rows.length));
   const gap = step > 6 ? 1 : 0;
   const height = spec.rows.length * tall + 34;

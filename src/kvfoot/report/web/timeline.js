@@ -58,7 +58,7 @@ function timeline(found, width) {
   }
   const across = round(prompt / (width > 600 ? 6 : 3));
   for (let v = 0; v <= prompt - across * 0.3; v += across) chart.append(label(x(v), height - bottom + 17, compact.format(v), "middle"));
-  chart.append(label(border, height - bottom + 17, compact.format(prompt), "middle"));
+  chart.append(label(border, height - bottom + 17, number.format(prompt), "middle"));
   if (answer > 0) {
     chart.append(draw("path", { class: "axis", d: `M${border} ${top - 8}V${height - bottom}` }));
     chart.append(label(border - 6, top - 12, "prompt", "end"), label(border + 6, top - 12, "answer"));

@@ -13,7 +13,19 @@ function speak(mark) {
   if (tell) return tell();
   const point = data.points[mark.dataset.p];
   const name = `${data.series[point.series]} ${point.setting}`.trim();
-  return [name, [["task", panelName(data.panels[point.panel])], ...record(point)]];
+  const beside = coincident(mark);
+  const also = beside.length ? [["also here", beside.join(", ")]] : [];
+  return [name, [["task", panelName(data.panels[point.panel])], ...also, ...record(point)]];
+}
+
+// Names of other points of the chart that lie under this one.
+function coincident(mark) {
+  const [x, y] = middle(mark);
+  const others = marks(mark.closest("figure")).filter((other) => {
+    const [ox, oy] = middle(other);
+    return other !== mark && Math.hypot(ox - x, oy - y) < 3;
+  });
+  return others.map(({ dataset: { p } }) => `${data.series[data.points[p].series]} ${data.points[p].setting}`.trim());
 }
 
 function show(mark, x, y, keep = false) {
