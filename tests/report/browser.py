@@ -94,7 +94,8 @@ class Browser:
     def middle(self, element: str) -> tuple[float, float]:
         """Where the middle of an element (an expression) is in the window, after scrolling to it."""
         self.js(f"({element}).scrollIntoView({{block: 'center'}})")
-        box = self.js(f"(() => {{ const b = ({element}).getBoundingClientRect(); return [b.left + b.width / 2, b.top + b.height / 2]; }})()")  # noqa: E501
+        take = "(({left, top, width, height}) => [left + width / 2, top + height / 2])"
+        box = self.js(f"{take}(({element}).getBoundingClientRect())")
         return box[0], box[1]
 
     def move(self, x: float, y: float) -> None:
@@ -109,7 +110,9 @@ class Browser:
         self("Input.dispatchKeyEvent", type="keyUp", key=name, code=name)
 
     def picture(self, path: Path, whole: bool = True) -> None:
-        data = self("Page.captureScreenshot", format="png", captureBeyondViewport=whole, **(self._whole() if whole else {}))
+        data = self(
+            "Page.captureScreenshot", format="png", captureBeyondViewport=whole, **(self._whole() if whole else {})
+        )
         path.write_bytes(base64.b64decode(data["data"]))
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ def legend(found: Sequence[Panel]) -> str:
     full = {c.label for p in found for c in p.curves if c.is_full}
     return "".join(
         f'<button type="button" class="chip {look(i, name in full)}" data-s="{i}" aria-pressed="false">'
-        f'{swatch(i, name in full)}{escape(name)}</button>'
+        f"{swatch(i, name in full)}{escape(name)}</button>"
         for i, name in enumerate(series(found))
     )
 
@@ -39,7 +39,8 @@ def legend(found: Sequence[Panel]) -> str:
 def swatch(place: int, full: bool) -> str:
     return (
         '<svg class="chart swatch" viewBox="0 0 26 14" width="26" height="14" aria-hidden="true">'
-        f'<g class="{look(place, full)}"><path class="l" d="M1 7H25"/><path class="m" d="{mark(place, 13, 7)}"/></g></svg>'
+        f'<g class="{look(place, full)}"><path class="l" d="M1 7H25"/>'
+        f'<path class="m" d="{mark(place, 13, 7)}"/></g></svg>'
     )
 
 
@@ -98,11 +99,11 @@ def miss_card(miss: Miss, place: int) -> str:
     title = f"{miss.label} {where}".strip()
     return (
         f'<article class="card s miss" data-s="{place}" data-miss="{miss.panel.number}">'
-        f'<h3>{swatch(place, False)}{escape(title)}</h3>'
+        f"<h3>{swatch(place, False)}{escape(title)}</h3>"
         f'<p class="soft">{escape(heading(miss.panel))}, sample {theirs.index}; '
         f"{miss.lost} of {miss.point.n} samples score below full attention here</p>"
-        f'<h4>end of the prompt</h4><pre>{escape(miss.prompt_end)}</pre>'
-        f'<h4>reference</h4><pre>{escape(theirs.reference) or "<i>none</i>"}</pre>'
+        f"<h4>end of the prompt</h4><pre>{escape(miss.prompt_end)}</pre>"
+        f"<h4>reference</h4><pre>{escape(theirs.reference) or '<i>none</i>'}</pre>"
         f'<div class="pair">{_answer("full attention", full.score, miss.same, miss.full_rest)}'
         f"{_answer(title, theirs.score, miss.same, miss.their_rest)}</div></article>"
     )

@@ -51,7 +51,8 @@ def speed_chart(panel: Panel, names: Sequence[str], fraction: float) -> str | No
 
 
 def heading(panel: Panel) -> str:
-    return f"{panel.task}, {panel.length:,} tokens"
+    """Task and length; a task whose samples have lengths of their own has length 0."""
+    return f"{panel.task}, {panel.length:,} tokens" if panel.length else panel.task
 
 
 def _metric(panel: Panel) -> str:

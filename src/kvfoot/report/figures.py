@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from kvfoot.report.charts import peak_chart, score_chart, speed_chart
+from kvfoot.report.contents import Report
 from kvfoot.report.frame import HEIGHT, WIDTH
-from kvfoot.report.page import Sweep
 from kvfoot.report.palette import look, mark, theme_css
 from kvfoot.report.points import Panel, series
 
@@ -17,31 +17,31 @@ LETTER = 7.2
 """Width of a letter of the legend, generously: no font is measured."""
 
 
-def figures(sweep: Sweep) -> dict[str, str]:
+def figures(report: Report) -> dict[str, str]:
     """File name -> SVG document. A kind without figures (no times) is left out."""
-    names = series(sweep.panels)
+    names = series(report.panels)
     kinds: dict[str, Callable[[Panel], str | None]] = {
-        "score.svg": lambda p: score_chart(p, names, sweep.fraction),
+        "score.svg": lambda p: score_chart(p, names, report.fraction),
         "peak.svg": lambda p: peak_chart(p, names),
-        "speed.svg": lambda p: speed_chart(p, names, sweep.fraction),
+        "speed.svg": lambda p: speed_chart(p, names, report.fraction),
     }
     made = {}
     for file, draw in kinds.items():
-        drawn = [svg for p in sweep.panels if (svg := draw(p)) is not None]
+        drawn = [svg for p in report.panels if (svg := draw(p)) is not None]
         if drawn:
-            made[file] = _sheet(drawn, names, sweep)
+            made[file] = _sheet(drawn, names, report)
     return made
 
 
-def _sheet(drawn: Sequence[str], names: Sequence[str], sweep: Sweep) -> str:
+def _sheet(drawn: Sequence[str], names: Sequence[str], report: Report) -> str:
     columns = min(COLUMNS, len(drawn))
     width = max(columns * WIDTH + (columns + 1) * GAP, WIDTH + 2 * GAP)
-    legend, top = _legend(names, {c.label for p in sweep.panels for c in p.curves if c.is_full}, width)
+    legend, top = _legend(names, {c.label for p in report.panels for c in p.curves if c.is_full}, width)
     rows = -(-len(drawn) // columns)
     height = top + rows * (HEIGHT + GAP)
     parts = [
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" role="img" aria-label="{escape(sweep.title)}">',
+        f'width="{width}" height="{height}" role="img" aria-label="{escape(report.title)}">',
         f"<style>{theme_css()}</style>",
         f'<rect class="back" width="{width}" height="{height}" rx="10"/>',
         *legend,

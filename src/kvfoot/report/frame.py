@@ -54,7 +54,7 @@ class Frame:
     def plane(self, title: str, note: str, across: str, up: str) -> list[str]:
         """Title, grid, tick labels and the names of both axes."""
         left, bottom = self.at(self.x.low, self.y.low)
-        right, top = self.at(self.x.high, self.y.high)
+        right, _ = self.at(self.x.high, self.y.high)
         rows = [self.at(self.x.low, v)[1] for v in self.y.ticks]
         columns = [self.at(v, self.y.low)[0] for v in self.x.ticks]
         parts = [

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from kvfoot.core.results import Cell
+from kvfoot.report.charts import heading
 from kvfoot.report.points import Panel, Point, setting
 
 
@@ -16,9 +18,9 @@ def facts(found: Sequence[Panel]) -> list[tuple[str, str]]:
         ("methods", _list(c.label for p in found for c in p.curves)),
         ("settings", _list(sorted({setting(p.cell) for p in points} - {""}, key=_order))),
         ("tasks", _list(f"{p.task} ({p.category}, {p.metric})" for p in found)),
-        ("lengths", _list(f"{n:,}" for n in sorted({p.length for p in found})) + " tokens"),
+        ("lengths", _list(f"{n:,} tokens" if n else "the samples' own" for n in sorted({p.length for p in found}))),
         ("samples", f"{_span([p.n for p in points])} a point, {total:,} in all; seed {_seeds(points)}"),
-        ("chunk", _list(f"{p.cell.chunk} prompt tokens a pass" if p.cell.chunk else "the prompt in one pass" for p in points)),
+        ("chunk", _list(_chunk(p.cell) for p in points)),
         ("computed in", _list(_how(r.config) for r in records)),
         ("device", _list(device(r.device) for r in records)),
         ("versions", _list(versions(r.packages) for r in records)),
@@ -31,7 +33,10 @@ def warnings(found: Sequence[Panel]) -> list[str]:
     said = []
     points = [p for panel in found for c in panel.curves for p in c.points]
     for panel in found:
-        where = f"{panel.task} at {panel.length:,} tokens"
+        where = heading(panel)
+        baselines = [c.label for c in panel.curves if c.is_full]
+        if len(baselines) > 1:
+            said.append(f"{where}: {', '.join(baselines)} are compared with the first of them only.")
         if panel.full is None:
             said.append(f"{where} has no full attention: no baseline, no line, no side-by-side answers.")
             continue
@@ -58,6 +63,10 @@ def device(of: dict[str, Any]) -> str:
 
 def versions(packages: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in packages.items())
+
+
+def _chunk(cell: Cell) -> str:
+    return f"{cell.chunk} prompt tokens a pass" if cell.chunk else "the prompt in one pass"
 
 
 def _how(config: dict[str, Any]) -> str:

@@ -2,72 +2,44 @@
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
 
-from kvfoot.core.errors import UsageError
-from kvfoot.core.results import SampleResult
 from kvfoot.report import cards
 from kvfoot.report.charts import peak_chart, score_chart, speed_chart
-from kvfoot.report.crossings import Critical
+from kvfoot.report.contents import Report
 from kvfoot.report.data import embed, payload
 from kvfoot.report.header import facts, warnings
 from kvfoot.report.palette import theme_css
-from kvfoot.report.points import Panel, panels, series
+from kvfoot.report.points import Panel, series
 from kvfoot.report.wrong import Miss, all_misses
 
 SCRIPTS = ("dom", "tip", "legend", "grid", "heat", "depth", "timeline", "start")
 
-
-@dataclass(frozen=True)
-class Sweep:
-    """Everything a report shows. commands: what was typed to make it. fraction: of full attention's score, the line."""
-
-    panels: list[Panel]
-    critical: list[Critical] = field(default_factory=list)
-    commands: Sequence[str] = ()
-    fraction: float = 0.9
-    title: str = "Quality against KV footprint"
-
-    @classmethod
-    def of(
-        cls,
-        results: Iterable[SampleResult],
-        critical: Sequence[Critical] = (),
-        commands: Sequence[str] = (),
-        fraction: float = 0.9,
-    ) -> "Sweep":
-        """Raises UsageError where there is nothing to show, or the fraction is no fraction."""
-        found = panels(results)
-        if not found:
-            raise UsageError("no finished samples: nothing to report yet")
-        if not 0 < fraction <= 1:
-            raise UsageError(f"--fraction {fraction:g}: give a share of full attention's score above 0, up to 1")
-        return cls(found, list(critical), tuple(commands), fraction)
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
 
 
-def page(sweep: Sweep) -> str:
+def page(report: Report) -> str:
     """The HTML document. Its policy lets nothing run but its own script, and nothing be fetched."""
     script = "\n".join(_web(f"{name}.js") for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    names, found = series(sweep.panels), sweep.panels
+    names, found = series(report.panels), report.panels
     return Template(_web("page.html")).substitute(
-        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'",
-        title=escape(sweep.title),
+        policy=f"{POLICY}; script-src 'sha256-{digest}'",
+        title=escape(report.title),
         style=theme_css() + _web("page.css"),
         subtitle=escape(_subtitle(found)),
-        commands="".join(f"<pre>{escape(c)}</pre>" for c in sweep.commands),
+        commands="".join(f"<pre>{escape(c)}</pre>" for c in report.commands),
         facts=cards.definitions(facts(found)),
-        notices=cards.notices(warnings(found)),
+        notices=cards.notices([*report.notes, *warnings(found)]),
         legend=cards.legend(found),
-        fraction=f"{sweep.fraction:.0%}",
-        scores=_figures(found, lambda p: score_chart(p, names, sweep.fraction)),
-        critical=cards.critical_tables(sweep.critical, names) or _none("No critical footprints were computed."),
+        fraction=f"{report.fraction:.0%}",
+        scores=_figures(found, lambda p: score_chart(p, names, report.fraction)),
+        critical=cards.critical_tables(report.critical, names) or _none("No critical footprints were computed."),
         peaks=_figures(found, lambda p: peak_chart(p, names)),
-        speeds=_figures(found, lambda p: speed_chart(p, names, sweep.fraction)) or _none("No times were recorded."),
+        speeds=_figures(found, lambda p: speed_chart(p, names, report.fraction)) or _none("No times were recorded."),
         misses=_misses(all_misses(found), names),
         table=cards.figure_table(found),
         data=embed(payload(found)),

@@ -136,7 +136,7 @@ def panels(results: Iterable[SampleResult]) -> list[Panel]:
         grouped.setdefault(place, {}).setdefault(name, []).append(point)
     first = {place[:3]: i for i, place in reversed(list(enumerate(grouped)))}
     ordered = sorted(grouped, key=lambda place: (first[place[:3]], place[5]))
-    return [Panel(i, *place, curves=_curves(grouped[place])) for i, place in enumerate(ordered)]
+    return [Panel(i, *place, _curves(grouped[place])) for i, place in enumerate(ordered)]
 
 
 def _curves(named: dict[str, list[Point]]) -> tuple[Curve, ...]:

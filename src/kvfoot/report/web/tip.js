@@ -76,7 +76,7 @@ function near(host, x, y, reach) {
   for (const mark of marks(host)) {
     const [mx, my] = middle(mark);
     const far = Math.hypot(mx - x, my - y);
-    if (far < least) [best, least] = [mark, far];
+    if (far <= least) [best, least] = [mark, far];
   }
   return best;
 }
