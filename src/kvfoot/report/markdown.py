@@ -39,8 +39,8 @@ def markdown(report: Report, pictures: Mapping[str, str]) -> str:
 def _explained(report: Report) -> str:
     return (
         f"The smallest footprint that keeps {report.fraction:.0%} of full attention's score, by linear interpolation: "
-        "at the last crossing of the curve, and at the first. `<`: the sweep ends before the curve crosses; `>`: it never "
-        "reaches the line. The floor is what the chunk size alone costs."
+        "at the last crossing of the curve, and at the first. `<`: the sweep ends before the curve crosses; `>`: it "
+        "never reaches the line. The floor is what the chunk size alone costs."
     )
 
 
