@@ -11,6 +11,7 @@ from kvfoot.cli.demo import demo
 from kvfoot.cli.doctor import doctor
 from kvfoot.cli.evaluate import evaluate
 from kvfoot.cli.methods import methods
+from kvfoot.cli.report import report
 from kvfoot.cli.run import INTERRUPTED, run
 from kvfoot.cli.train import train
 from kvfoot.cli.tune import tune
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (run, methods, doctor, demo, critical, tune):
+for verb in (run, methods, doctor, demo, critical, report, tune):
     app.command()(verb)
 app.command("eval")(evaluate)
 app.add_typer(train)

@@ -6,6 +6,7 @@ Every text from a result goes through `escape`: it is shown, never markup.
 from collections.abc import Sequence
 from html import escape
 
+from kvfoot.core.results import SampleResult
 from kvfoot.report.charts import heading
 from kvfoot.report.crossings import Critical, categories
 from kvfoot.report.palette import look, mark
@@ -104,18 +105,22 @@ def miss_card(miss: Miss, place: int) -> str:
         f"{miss.lost} of {miss.point.n} samples score below full attention here</p>"
         f"<h4>end of the prompt</h4><pre>{escape(miss.prompt_end)}</pre>"
         f"<h4>reference</h4><pre>{escape(theirs.reference) or '<i>none</i>'}</pre>"
-        f'<div class="pair">{_answer("full attention", full.score, miss.same, miss.full_rest)}'
-        f"{_answer(title, theirs.score, miss.same, miss.their_rest)}</div></article>"
+        f'<div class="pair">{_answer("full attention", full, miss.same, miss.full_rest)}'
+        f"{_answer(title, theirs, miss.same, miss.their_rest)}</div></article>"
     )
 
 
-def _answer(name: str, score: float, same: str, rest: str) -> str:
+def _answer(name: str, sample: SampleResult, same: str, rest: str) -> str:
+    """An answer that was followed along the reference ends with its first other word: it was not written further."""
     first, space, more = _first_word(rest)
+    body = escape(same)
     if first:
-        body = f"{escape(same)}<mark>{escape(first)}</mark>{escape(space + more)}"
-    else:
-        body = f'{escape(same)}<mark title="ends here">∎</mark>'
-    return f"<div><h4>{escape(name)} <span>score {score:.3g}</span></h4><pre>{body}</pre></div>"
+        body += f"<mark>{escape(first)}</mark>{escape(space + more)}"
+    elif sample.complete:
+        body += '<mark title="the answer ends here">∎</mark>'
+    if not sample.complete:
+        body += '<i title="followed as far as the reference tells">…</i>'
+    return f"<div><h4>{escape(name)} <span>score {sample.score:.3g}</span></h4><pre>{body}</pre></div>"
 
 
 def _first_word(text: str) -> tuple[str, str, str]:
