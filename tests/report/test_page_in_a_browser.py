@@ -23,10 +23,11 @@ POINTS = PANELS * (1 + len(METHODS) * len(KEEPS))
 @pytest.fixture(scope="module")
 def report() -> Report:
     results = sweep(("niah-multikey", "chain"), METHODS, KEEPS, (2048, 4096), SAMPLES)
+    answers = [f"{HOSTILE} {r.cell.method} {r.cell.value}" for r in results]
     hostile = [
-        replace(r, prompt=HOSTILE + r.prompt + HOSTILE, reference=HOSTILE, answer=f"{HOSTILE} {r.cell.method} {r.cell.value}")
-        for r in results
-    ]  # fmt: skip
+        replace(r, prompt=HOSTILE + r.prompt + HOSTILE, reference=HOSTILE, answer=answer)
+        for r, answer in zip(results, answers, strict=True)
+    ]
     rows = [
         Critical(c, m, 0.94, Crossing(0.4), Crossing(0.45), Crossing(0.3), Crossing(0.5), 0.2, 16)
         for c in ("recall", "long output")
@@ -61,9 +62,10 @@ def count(browser: Browser, selector: str) -> int:
 
 
 def choose(browser: Browser, select: str, value: str) -> None:
+    """As a user does: the choice, and its event."""
     browser.js(
-        f"(() => {{ const s = document.querySelector({select!r}); s.value = {value!r}; s.dispatchEvent(new Event('change')); }})()"
-    )  # noqa: E501
+        f"(s => {{ s.value = {value!r}; s.dispatchEvent(new Event('change')); }})(document.querySelector({select!r}))"
+    )
 
 
 def tip(browser: Browser) -> str:
@@ -167,7 +169,6 @@ def test_the_keyboard_reaches_every_mark(browser: Browser, file: Path) -> None:
 
 def test_choices_change_what_is_drawn(browser: Browser, file: Path) -> None:
     browser.open(file)
-    before = browser.js("document.querySelector('#heat rect.m').getAttribute('style')")
     choose(browser, "#heat .controls label:nth-of-type(2) select", "keep=0.1")
     titles = browser.js("[...document.querySelectorAll('#heat h3')].map(h => h.textContent)")
     assert titles == [f"{m} keep=0.1" for m in sorted(METHODS)]
@@ -179,11 +180,8 @@ def test_choices_change_what_is_drawn(browser: Browser, file: Path) -> None:
     choose(browser, "#panels", "smollm2 chain")
     assert browser.js("[...document.querySelectorAll('#scores figure')].filter(f => !f.hidden).length") == 2
     choose(browser, "#wrong .controls select", "3")
-    kept = browser.js(
-        "[...document.querySelectorAll('#wrong article')].filter(a => !a.hidden).map(a => a.dataset.miss)"
-    )
-    assert set(kept) == {"3"}
-    assert before is not None
+    shown = "[...document.querySelectorAll('#wrong article')].filter(a => !a.hidden)"
+    assert browser.js(f"[...new Set({shown}.map(a => a.dataset.miss))]") == ["3"]
 
 
 def test_the_legend_picks_methods(browser: Browser, file: Path) -> None:

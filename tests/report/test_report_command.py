@@ -36,7 +36,7 @@ def folder(tmp_path: Path, results: list[SampleResult]) -> Path:
 
 def test_page_and_markdown(
     folder: Path, results: list[SampleResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:  # noqa: E501
+) -> None:
     assert main(["report", str(folder), "--markdown", str(tmp_path / "md" / "new")]) == 0
     written = capsys.readouterr().out.split()
     assert written == [

@@ -126,10 +126,11 @@ def test_a_long_timeline_is_thinned_and_keeps_the_prompt_s_end() -> None:
 
 
 def test_records_without_parts_are_no_trouble() -> None:
-    results = [
-        replace(r, nll=None, timeline=[], figures={}, record=replace(r.record, sequences=[], timings=replace(r.record.timings, prefill_s=0.0, decode_ms_per_token=None)))
-        for r in small(keeps=(0.5,))
-    ]  # fmt: skip
+    results = []
+    for r in small(keeps=(0.5,)):
+        timings = replace(r.record.timings, prefill_s=0.0, decode_ms_per_token=None)
+        record = replace(r.record, sequences=[], timings=timings)
+        results.append(replace(r, nll=None, timeline=[], figures={}, record=record))
     text = page(Report.of(results))
     assert "No times were recorded." in text
     assert "No critical footprints were computed." in text

@@ -71,9 +71,7 @@ def _critical(results: "Sequence[SampleResult]", fraction: float) -> "tuple[list
     for kind, members in sets.items():
         telling = ", ".join(word for i, word in enumerate(kind) if len({other[i] for other in sets}) > 1)
         try:
-            found += [
-                _row(x, f"{x.category}, {telling}" if telling else x.category) for x in critical(members, fraction)
-            ]
+            found += [_row(x, f"{x.category}, {telling}".removesuffix(", ")) for x in critical(members, fraction)]
         except UsageError as error:
             notes.append(f"No critical footprints{f' of {telling}' if telling else ''}: {error}.")
     return found, notes

@@ -136,7 +136,7 @@ def panels(results: Iterable[SampleResult]) -> list[Panel]:
         grouped.setdefault(place, {}).setdefault(name, []).append(point)
     first = {place[:3]: i for i, place in reversed(list(enumerate(grouped)))}
     ordered = sorted(grouped, key=lambda place: (first[place[:3]], place[5]))
-    made = []
+    made: list[Panel] = []
     for model, revision, task, category, metric, length in ordered:
         curves = _curves(grouped[model, revision, task, category, metric, length])
         made.append(Panel(len(made), model, revision, task, category, metric, length, curves))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from kvfoot.core.results import SampleResult
 from kvfoot.report.points import Panel, Point
 
-PROMPT_END, ANSWER, BEFORE = 400, 500, 160
+PROMPT_END, ANSWER, BEFORE = 300, 500, 160
 """Characters shown: of the prompt's end, of an answer, and of what both answers share before they part."""
 
 

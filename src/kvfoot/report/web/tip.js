@@ -46,6 +46,7 @@ function show(mark, x, y, keep = false) {
     close.addEventListener("click", hide);
     tip.firstChild.append(close);
   }
+  tip.classList.toggle("above", y > innerHeight / 2); // a narrow window's sheet leaves the mark free
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
   const left = x + 18 + width > innerWidth ? x - width - 18 : x + 18;
