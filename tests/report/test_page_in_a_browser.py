@@ -88,8 +88,12 @@ def test_every_chart_is_drawn(browser: Browser, file: Path) -> None:
     assert count(browser, "#depth rect.m") == (1 + len(METHODS)) * 2 * 5
     assert count(browser, "#wrong article") >= len(METHODS)
     assert count(browser, "#figures tbody tr") == POINTS
-    inside = "[...document.querySelectorAll('#scores .m, #timeline .m')].every(m => { const a = m.getBoundingClientRect(), b = m.closest('svg').getBoundingClientRect(); return a.left >= b.left - 1 && a.right <= b.right + 1 && a.top >= b.top - 1 && a.bottom <= b.bottom + 1; })"  # noqa: E501
-    assert browser.js(inside)
+
+
+OUTSIDE = """[...document.querySelectorAll('main svg :is(text, .m)')].filter(part => {
+  const a = part.getBoundingClientRect(), b = part.ownerSVGElement.getBoundingClientRect();
+  return a.width && (a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1);
+}).map(part => part.textContent || part.outerHTML)"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -98,6 +102,7 @@ def test_nothing_is_wider_than_the_window(browser: Browser, file: Path, width: i
     browser.open(file, width, 800, scheme)
     browser.js("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     assert browser.js("document.documentElement.scrollWidth") <= width
+    assert browser.js(OUTSIDE) == []
     paper = browser.js("getComputedStyle(document.body.parentElement).backgroundColor")
     assert paper == ("rgb(246, 247, 249)" if scheme == "light" else "rgb(12, 15, 19)")
 
