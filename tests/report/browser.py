@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ LAUNCH = "import os, sys; [os.dup2(int(fd), to) for fd, to in zip(sys.argv[1:3],
 WAIT = 60.0
 
 
+@cache
 def found() -> str | None:
-    """The browser's path, or None where there is none."""
-    return next((path for name in NAMES if (path := shutil.which(name))), None)
+    """The path of a browser that starts, or None: some distributions ship a script that only points elsewhere."""
+    paths = [path for name in NAMES if (path := shutil.which(name))]
+    return next((p for p in paths if not subprocess.run([p, "--version"], check=False, capture_output=True).returncode), None)
 
 
 class Browser:

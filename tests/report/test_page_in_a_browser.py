@@ -15,7 +15,6 @@ from kvfoot.report.crossings import Critical, Crossing
 from kvfoot.report.figures import figures
 from kvfoot.report.page import page
 
-pytestmark = pytest.mark.skipif(found() is None, reason="no Chromium here (make browser installs it on Debian)")
 METHODS, KEEPS, SAMPLES, PANELS = ("snapkv", "h2o", "adakv"), (0.9, 0.5, 0.1), 8, 4
 POINTS = PANELS * (1 + len(METHODS) * len(KEEPS))
 
@@ -45,6 +44,8 @@ def file(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if found() is None:
+        pytest.skip("no Chromium here: make browser installs it on Debian")
     browser = Browser(tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()

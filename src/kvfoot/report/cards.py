@@ -21,6 +21,13 @@ def definitions(rows: Sequence[tuple[str, str]]) -> str:
     return "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
 
 
+def typed(commands: Sequence[str]) -> str:
+    if not commands:
+        return ""
+    said = '<p class="soft said">The command that makes these samples, put together from them:</p>'
+    return said + "".join(f"<pre>{escape(c)}</pre>" for c in commands)
+
+
 def notices(warnings: Sequence[str]) -> str:
     if not warnings:
         return ""
@@ -85,7 +92,7 @@ def _range(row: Critical, place: int) -> str:
     parts.append(f'<path class="m" d="{mark(max(place, 0), at, 9)}"/>')
     kind = look(place, False) if place >= 0 else "f"
     return (
-        f'<svg class="chart" viewBox="-6 0 {RANGE + 12} 18" width="{RANGE + 12}" height="18" aria-hidden="true">'
+        f'<svg class="chart" viewBox="-6 0 {RANGE + 28} 18" width="{RANGE + 28}" height="18" aria-hidden="true">'
         f'<g class="{kind}">{"".join(parts)}</g></svg>'
     )
 

@@ -32,9 +32,12 @@ def peak_chart(panel: Panel, names: Sequence[str]) -> str:
 
 
 def speed_chart(panel: Panel, names: Sequence[str], fraction: float) -> str | None:
-    """Mean score over tokens per second: while decoding, or of the prompt where nothing decoded. None without times."""
+    """Mean score over tokens per second; None without times.
+
+    While decoding, if all points were decoded; answers that one pass scores have no such time, so else of the prompt.
+    """
     points = [p for c in panel.curves for p in c.points]
-    stage = "decode" if any(p.decode for p in points) else "prefill"
+    stage = "decode" if all(p.decode for p in points) else "prefill"
     speeds = [v for p in points if (v := getattr(p, stage))]
     if not speeds:
         return None

@@ -17,7 +17,9 @@ PLAIN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {c: f"\\{c}" fo
 
 def markdown(report: Report, pictures: Mapping[str, str]) -> str:
     """The document. pictures: the files of `figures`, by name, that are written into the same folder."""
-    parts = [f"# {report.title}", *(f"```\n{c}\n```" for c in report.commands)]
+    parts = [f"# {report.title}"]
+    if report.commands:
+        parts += ["The command that makes these samples, put together from them:", "\n".join(_code(report.commands))]
     parts.append(table(("what was run", ""), facts(report.panels)))
     parts += [f"> {plain(w)}" for w in (*report.notes, *warnings(report.panels))]
     for file in pictures:
@@ -34,6 +36,11 @@ def markdown(report: Report, pictures: Mapping[str, str]) -> str:
         parts.append(table(head, rows))
     parts += ["## All figures", table(FIGURES, figure_rows(report.panels))]
     return "\n\n".join(parts) + "\n"
+
+
+def _code(lines: Sequence[str]) -> list[str]:
+    """Indented code: there is no fence that a text could close."""
+    return [f"    {' '.join(line.split())}" for line in lines]
 
 
 def _explained(report: Report) -> str:

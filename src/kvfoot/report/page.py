@@ -31,7 +31,7 @@ def page(report: Report) -> str:
         title=escape(report.title),
         style=theme_css() + _web("page.css"),
         subtitle=escape(_subtitle(found)),
-        commands="".join(f"<pre>{escape(c)}</pre>" for c in report.commands),
+        commands=cards.typed(report.commands),
         facts=cards.definitions(facts(found)),
         notices=cards.notices([*report.notes, *warnings(found)]),
         legend=cards.legend(found),
