@@ -26,8 +26,10 @@ WAIT = 60.0
 @cache
 def found() -> str | None:
     """The path of a browser that starts, or None: some distributions ship a script that only points elsewhere."""
-    paths = [path for name in NAMES if (path := shutil.which(name))]
-    return next((p for p in paths if not subprocess.run([p, "--version"], check=False, capture_output=True).returncode), None)
+    for path in filter(None, map(shutil.which, NAMES)):
+        if subprocess.run([path, "--version"], check=False, capture_output=True).returncode == 0:
+            return path
+    return None
 
 
 class Browser:
