@@ -183,7 +183,7 @@ def test_choices_change_what_is_drawn(browser: Browser, file: Path) -> None:
     browser.move(x, y)
     assert "entries" in tip(browser)
     assert "keep=0.9" in tip(browser)
-    choose(browser, "#panels", "smollm2 chain")
+    choose(browser, "#panels", "chain")
     assert browser.js("[...document.querySelectorAll('#scores figure')].filter(f => !f.hidden).length") == 2
     choose(browser, "#wrong .controls select", "3")
     shown = "[...document.querySelectorAll('#wrong article')].filter(a => !a.hidden)"

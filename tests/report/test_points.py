@@ -58,6 +58,17 @@ def test_a_point_is_the_mean_over_samples_and_seeds() -> None:
     assert snapkv.kept[7][2] == pytest.approx(0.5, abs=1e-3)
 
 
+def test_panels_name_the_model_where_there_are_several() -> None:
+    results = sweep(tasks=("labels",), methods=("snapkv",), keeps=(0.5,), samples=1)
+    assert panels(results)[0].heading == "labels, 4,096 tokens"
+    other = [replace(r, cell=replace(r.cell, model="/models/other", length=0)) for r in results]
+    again = [replace(r, cell=replace(r.cell, model="mine/other", revision="0123456789", task="chain")) for r in results]
+    one, two, three = panels([*results, *other, *again])
+    assert (one.heading, one.subject) == ("labels, 4,096 tokens, smollm2", "labels, smollm2")
+    assert two.heading == "labels, other 12fd25f7"
+    assert three.subject == "chain, other 01234567"
+
+
 def test_labels_say_what_differs_and_no_more() -> None:
     same = [CELL, replace(CELL, value=0.3), replace(CELL, method="h2o", options={"window": 64})]
     assert labels(same) == ["snapkv", "snapkv", "h2o"]

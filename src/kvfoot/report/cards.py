@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from html import escape
 
 from kvfoot.core.results import SampleResult
-from kvfoot.report.charts import heading
 from kvfoot.report.crossings import Critical, categories
 from kvfoot.report.palette import look, mark
 from kvfoot.report.points import Panel, series, setting
@@ -108,7 +107,7 @@ def miss_card(miss: Miss, place: int) -> str:
     return (
         f'<article class="card s miss" data-s="{place}" data-miss="{miss.panel.number}">'
         f"<h3>{swatch(place, False)}{escape(title)}</h3>"
-        f'<p class="soft">{escape(heading(miss.panel))}, sample {theirs.index}; '
+        f'<p class="soft">{escape(miss.panel.heading)}, sample {theirs.index}; '
         f"{miss.lost} of {miss.point.n} samples score below full attention here</p>"
         f"<h4>end of the prompt</h4><pre>{escape(miss.prompt_end)}</pre>"
         f"<h4>reference</h4><pre>{escape(theirs.reference) or '<i>none</i>'}</pre>"
@@ -146,7 +145,7 @@ def figure_rows(found: Sequence[Panel]) -> list[list[str]]:
             for p in curve.points:
                 ends, foot = p.interval, p.footprint
                 rows.append([
-                    panel.task, f"{panel.length:,}", curve.label, setting(p.cell) or "-", str(p.n), f"{p.score:.3f}",
+                    panel.subject, f"{panel.length:,}", curve.label, setting(p.cell) or "-", str(p.n), f"{p.score:.3f}",
                     f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "-", f"{foot.kv:.3f}", f"{foot.peak:.3f}",
                     f"{foot.read:.3f}", f"{foot.bytes:.3f}", "-" if p.nll is None else f"{p.nll:.3f}",
                 ])  # fmt: skip

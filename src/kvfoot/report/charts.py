@@ -10,13 +10,15 @@ from kvfoot.report.frame import FRACTION, HEIGHT, WIDTH, Frame, Scale, text
 from kvfoot.report.palette import look, mark
 from kvfoot.report.points import Curve, Panel, Point
 
+TITLE = 48
+"""Letters that a chart's heading has room for."""
 Place = Callable[[Point], tuple[float, float] | None]
 
 
 def score_chart(panel: Panel, names: Sequence[str], fraction: float) -> str:
     """Mean score with its interval over the KV footprint, and the line at `fraction` of full attention's score."""
     frame = Frame(_footprints(panel), _scores(panel))
-    parts = frame.plane(heading(panel), _counts(panel), "KV footprint", _metric(panel))
+    parts = frame.plane(_title(panel), _counts(panel), "KV footprint", _metric(panel))
     parts += _series(frame, panel, names, lambda p: (p.footprint.kv, p.score), bars=True)
     return _svg(panel, "score", parts + _cut(frame, panel, fraction))
 
@@ -25,7 +27,7 @@ def peak_chart(panel: Panel, names: Sequence[str]) -> str:
     """The most entries stored at once over the KV footprint: above the diagonal a method needs more than its mean."""
     places = [p.footprint for c in panel.curves for p in c.points]
     frame = Frame(_footprints(panel), Scale.over([0.0, 1.0, *(f.peak for f in places)]))
-    parts = frame.plane(heading(panel), "", "KV footprint", "peak")
+    parts = frame.plane(_title(panel), "", "KV footprint", "peak")
     (x0, y0), (x1, y1) = frame.at(0, 0), frame.at(1, 1)
     parts.append(f'<path class="cut" d="M{x0} {y0}L{x1} {y1}"/>')
     return _svg(panel, "peak", parts + _series(frame, panel, names, lambda p: (p.footprint.kv, p.footprint.peak)))
@@ -43,7 +45,7 @@ def speed_chart(panel: Panel, names: Sequence[str], fraction: float) -> str | No
         return None
     frame = Frame(Scale.over([0.0, *speeds]), _scores(panel))
     words = "decoded tokens per second" if stage == "decode" else "prompt tokens per second"
-    parts = frame.plane(heading(panel), "", words, _metric(panel))
+    parts = frame.plane(_title(panel), "", words, _metric(panel))
 
     def place(point: Point) -> tuple[float, float] | None:
         speed = getattr(point, stage)
@@ -53,9 +55,8 @@ def speed_chart(panel: Panel, names: Sequence[str], fraction: float) -> str | No
     return _svg(panel, "speed", parts + _cut(frame, panel, fraction))
 
 
-def heading(panel: Panel) -> str:
-    """Task and length; a task whose samples have lengths of their own has length 0."""
-    return f"{panel.task}, {panel.length:,} tokens" if panel.length else panel.task
+def _title(panel: Panel) -> str:
+    return panel.heading if len(panel.heading) <= TITLE else panel.heading[: TITLE - 1] + "…"
 
 
 def _metric(panel: Panel) -> str:
@@ -110,6 +111,6 @@ def _curve(frame: Frame, curve: Curve, number: int, place: Place, bars: bool) ->
 def _svg(panel: Panel, kind: str, parts: list[str]) -> str:
     head = (
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{escape(f"{kind} chart, {heading(panel)}")}">'
+        f'width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{escape(f"{kind} chart, {panel.heading}")}">'
     )
     return "\n".join([head, *parts, "</svg>"])

@@ -37,10 +37,7 @@ def payload(found: Sequence[Panel]) -> dict[str, Any]:
     return {
         "series": names,
         "full": [n for n in names if any(c.is_full and c.label == n for p in found for c in p.curves)],
-        "panels": [
-            {"model": p.model, "task": p.task, "length": p.length, "category": p.category, "lower": p.lower}
-            for p in found
-        ],
+        "panels": [{"heading": p.heading, "subject": p.subject, "length": p.length} for p in found],
         "records": [json.loads(text) for text in records],
         "points": points,
         "bins": BINS,

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kvfoot.core.results import Cell
-from kvfoot.report.charts import heading
 from kvfoot.report.points import Panel, Point, setting
 
 
@@ -33,7 +32,7 @@ def warnings(found: Sequence[Panel]) -> list[str]:
     said = []
     points = [p for panel in found for c in panel.curves for p in c.points]
     for panel in found:
-        where = heading(panel)
+        where = panel.heading
         baselines = [c.label for c in panel.curves if c.is_full]
         if len(baselines) > 1:
             said.append(f"{where}: {', '.join(baselines)} are compared with the first of them only.")

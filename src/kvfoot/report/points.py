@@ -89,7 +89,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One task at one length under one model."""
+    """One task at one length under one model. whose: the model's short name where a report has several, else empty."""
 
     number: int
     model: str
@@ -99,6 +99,18 @@ class Panel:
     metric: str
     length: int
     curves: tuple[Curve, ...]
+    whose: str = ""
+
+    @property
+    def subject(self) -> str:
+        """The task, and whose."""
+        return ", ".join(filter(None, (self.task, self.whose)))
+
+    @property
+    def heading(self) -> str:
+        """Task, length (0: its samples have lengths of their own), and whose."""
+        tokens = f"{self.length:,} tokens" if self.length else ""
+        return ", ".join(filter(None, (self.task, tokens, self.whose)))
 
     @property
     def full(self) -> Point | None:
@@ -128,19 +140,29 @@ def panels(results: Iterable[SampleResult]) -> list[Panel]:
         Point(i, found[0].cell, tuple(sorted(found, key=lambda s: (s.cell.seed, s.index))))
         for i, found in enumerate(cells.values())
     ]
-    names = labels([p.cell for p in points])
+    named = labels([p.cell for p in points])
     grouped: dict[tuple[Any, ...], dict[str, list[Point]]] = {}
-    for point, name in zip(points, names, strict=True):
+    for point, name in zip(points, named, strict=True):
         c = point.cell
         place = (c.model, c.revision, c.task, c.category, c.metric, c.length)
         grouped.setdefault(place, {}).setdefault(name, []).append(point)
     first = {place[:3]: i for i, place in reversed(list(enumerate(grouped)))}
     ordered = sorted(grouped, key=lambda place: (first[place[:3]], place[5]))
+    names = _models({place[:2] for place in grouped})
     made: list[Panel] = []
     for model, revision, task, category, metric, length in ordered:
         curves = _curves(grouped[model, revision, task, category, metric, length])
-        made.append(Panel(len(made), model, revision, task, category, metric, length, curves))
+        whose = names[model, revision]
+        made.append(Panel(len(made), model, revision, task, category, metric, length, curves, whose))
     return made
+
+
+def _models(kinds: set[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
+    """(model, revision) -> the end of its path, with its revision where that does not tell it apart."""
+    if len(kinds) == 1:
+        return dict.fromkeys(kinds, "")
+    ends = {kind: kind[0].rstrip("/").rsplit("/", 1)[-1] for kind in kinds}
+    return {k: end if list(ends.values()).count(end) == 1 else f"{end} {k[1][:8]}" for k, end in ends.items()}
 
 
 def _curves(named: dict[str, list[Point]]) -> tuple[Curve, ...]:

@@ -4,7 +4,7 @@ function startDepth() {
   const host = section.querySelector("[data-host]");
   const controls = section.querySelector(".controls");
   const found = points.filter((p) => p.depth);
-  const name = (p) => `${data.panels[p.panel].task}${models.size > 1 ? `, ${data.panels[p.panel].model}` : ""}`;
+  const name = (p) => data.panels[p.panel].subject;
   const tasks = [...new Set(found.map(name))];
   if (!tasks.length) return void host.append(make("p", { class: "soft" }, "No task of this sweep has needles at a known depth."));
   let task = tasks[0];

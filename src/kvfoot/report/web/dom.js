@@ -26,12 +26,6 @@ const look = (place) => (isFull(place) ? "f" : `c${place % 8}${place > 8 ? " aga
 const number = new Intl.NumberFormat("en-US");
 const compact = new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 3 });
 const points = Object.values(data.points);
-const models = new Set(data.panels.map((panel) => panel.model));
-
-// Task, length (0: the samples have lengths of their own), and the model where there are several.
-function panelName({ task, length, model }) {
-  return [task, ...(length ? [`${number.format(length)} tokens`] : []), ...(models.size > 1 ? [model] : [])].join(", ");
-}
 
 // The legend's mark of a series, as the charts draw it.
 function swatch(place) {

@@ -4,7 +4,7 @@ function startHeat() {
   const host = section.querySelector("[data-host]");
   const controls = section.querySelector(".controls");
   const has = data.panels.map((_, i) => points.filter((p) => p.panel === i && p.kept.length && p.setting));
-  const panels = has.flatMap((found, i) => (found.length ? [[i, panelName(data.panels[i])]] : []));
+  const panels = has.flatMap((found, i) => (found.length ? [[i, data.panels[i].heading]] : []));
   if (!panels.length) return void host.append(make("p", { class: "soft" }, "No record says what was kept."));
   let panel = panels[0][0];
   let at = "";

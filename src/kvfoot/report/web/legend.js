@@ -33,16 +33,15 @@ every.addEventListener("click", () => [...picked].forEach(pick));
 
 function filter(value) {
   for (const part of document.querySelectorAll("[data-panel]")) {
-    const panel = data.panels[part.dataset.panel];
-    part.hidden = value !== "" && `${panel.model} ${panel.task}` !== value;
+    part.hidden = value !== "" && data.panels[part.dataset.panel].subject !== value;
   }
 }
 
 function startFilter() {
-  const tasks = new Map(data.panels.map((p) => [`${p.model} ${p.task}`, models.size > 1 ? `${p.task}, ${p.model}` : p.task]));
+  const tasks = new Set(data.panels.map((panel) => panel.subject));
   const select = document.getElementById("panels");
   select.append(make("option", { value: "" }, "all"));
-  for (const [value, text] of tasks) select.append(make("option", { value }, text));
+  for (const value of tasks) select.append(make("option", { value }, value));
   select.addEventListener("change", () => filter(select.value));
   document.getElementById("filter").hidden = tasks.size < 2;
 }

@@ -15,7 +15,7 @@ function startMisses() {
   const panels = [...new Set(cards.map((card) => Number(card.dataset.miss)))];
   if (panels.length < 2) return;
   const show = (panel) => cards.forEach((card) => { card.hidden = card.dataset.miss !== panel; });
-  choose(document.querySelector("#wrong .controls"), "task", panels.map((i) => [i, panelName(data.panels[i])]), show);
+  choose(document.querySelector("#wrong .controls"), "task", panels.map((i) => [i, data.panels[i].heading]), show);
   show(String(panels[0]));
 }
 

@@ -6,7 +6,7 @@ function startTimeline() {
   const host = section.querySelector("[data-host]");
   const controls = section.querySelector(".controls");
   const has = data.panels.map((_, i) => points.filter((p) => p.panel === i && p.line));
-  const panels = has.flatMap((found, i) => (found.length ? [[i, panelName(data.panels[i])]] : []));
+  const panels = has.flatMap((found, i) => (found.length ? [[i, data.panels[i].heading]] : []));
   if (!panels.length) return void host.append(make("p", { class: "soft" }, "No sample with a timeline was run under every setting."));
   let panel = panels[0][0];
   let at = "";

@@ -15,7 +15,7 @@ function speak(mark) {
   const name = `${data.series[point.series]} ${point.setting}`.trim();
   const beside = coincident(mark);
   const also = beside.length ? [["also here", beside.join(", ")]] : [];
-  return [name, [["task", panelName(data.panels[point.panel])], ...also, ...record(point)]];
+  return [name, [["task", data.panels[point.panel].heading], ...also, ...record(point)]];
 }
 
 // Names of other points of the chart that lie under this one.
