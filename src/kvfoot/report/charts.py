@@ -10,7 +10,7 @@ from kvfoot.report.frame import FRACTION, HEIGHT, WIDTH, Frame, Scale, text
 from kvfoot.report.palette import look, mark
 from kvfoot.report.points import Curve, Panel, Point
 
-TITLE = 48
+TITLE = 46
 """Letters that a chart's heading has room for."""
 Place = Callable[[Point], tuple[float, float] | None]
 
