@@ -235,6 +235,18 @@ def test_figure_files_draw_by_themselves(browser: Browser, report: Report, tmp_p
         assert browser.js("getComputedStyle(document.querySelector('.back')).fill") == "rgb(20, 24, 29)"
 
 
+def test_a_method_without_a_knob_and_full_attention_alone(browser: Browser, tmp_path: Path) -> None:
+    results = sweep(("labels",), ("snapkv",), (0.5,), samples=3)
+    path = tmp_path / "report.html"
+    fixed = [replace(r, cell=replace(r.cell, knob=None, value=None)) for r in results]
+    for shown, methods in ((fixed, 1), ([r for r in results if r.cell.is_full], 0)):
+        path.write_text(page(Report.of(shown)), encoding="utf-8")
+        browser.open(path)
+        assert count(browser, "#heat figure") == methods
+        assert count(browser, "#timeline .s .l") == 1 + methods
+        assert count(browser, "#scores .m") == 1 + methods
+
+
 def test_five_thousand_samples_stay_small(browser: Browser, tmp_path: Path) -> None:
     results: list[Any] = sweep(lengths=(2048, 4096), samples=33)
     start = monotonic()

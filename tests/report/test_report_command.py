@@ -9,6 +9,7 @@ from sweepdata import sweep
 from kvfoot.cli.app import main
 from kvfoot.core.results import SampleResult
 from kvfoot.evaluate.critical import critical
+from kvfoot.evaluate.export import write
 from kvfoot.evaluate.store import Store
 
 METHODS = ("snapkv", "streaming")
@@ -63,6 +64,12 @@ def test_the_fraction_and_the_place(folder: Path, results: list[SampleResult], t
     for x in critical(results, 0.5):
         assert f"{x.first.footprint:.3f}" in html
     assert not (folder / "report.html").exists()
+
+
+def test_an_export_has_its_page_beside_it(results: list[SampleResult], tmp_path: Path) -> None:
+    write(results, tmp_path / "results.json.gz")
+    assert main(["report", str(tmp_path / "results.json.gz")]) == 0
+    assert "<h3>long output</h3>" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_an_unfinished_sweep_has_a_page_that_says_so(tmp_path: Path, results: list[SampleResult]) -> None:

@@ -36,10 +36,11 @@ def page(report: Report) -> str:
         notices=cards.notices([*report.notes, *warnings(found)]),
         legend=cards.legend(found),
         fraction=f"{report.fraction:.0%}",
-        scores=_figures(found, lambda p: score_chart(p, names, report.fraction)),
+        scores=_figures(found, "score", lambda p: score_chart(p, names, report.fraction)),
         critical=cards.critical_tables(report.critical, names) or _none("No critical footprints were computed."),
-        peaks=_figures(found, lambda p: peak_chart(p, names)),
-        speeds=_figures(found, lambda p: speed_chart(p, names, report.fraction)) or _none("No times were recorded."),
+        peaks=_figures(found, "peak", lambda p: peak_chart(p, names)),
+        speeds=_figures(found, "speed", lambda p: speed_chart(p, names, report.fraction))
+        or _none("No times were recorded."),
         misses=_misses(all_misses(found), names),
         table=cards.figure_table(found),
         data=embed(payload(found)),
@@ -47,9 +48,14 @@ def page(report: Report) -> str:
     )
 
 
-def _figures(found: Sequence[Panel], draw: Callable[[Panel], str | None]) -> str:
-    drawn = [(p.number, svg) for p in found if (svg := draw(p)) is not None]
-    return "".join(f'<figure class="card" data-panel="{n}" tabindex="0">{svg}</figure>' for n, svg in drawn)
+def _figures(found: Sequence[Panel], kind: str, draw: Callable[[Panel], str | None]) -> str:
+    """Focusable, named groups: the script's arrow keys go from mark to mark in them."""
+    return "".join(
+        f'<figure class="card" data-panel="{p.number}" tabindex="0" role="group" '
+        f'aria-label="{escape(f"{kind}, {p.heading}: arrow keys go from mark to mark")}">{svg}</figure>'
+        for p in found
+        if (svg := draw(p)) is not None
+    )
 
 
 def _misses(found: Sequence[Miss], names: Sequence[str]) -> str:

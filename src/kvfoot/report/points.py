@@ -130,7 +130,7 @@ class Panel:
 def panels(results: Iterable[SampleResult]) -> list[Panel]:
     """All panels in the order in which their tasks first come, shorter lengths first."""
     cells: dict[str, list[SampleResult]] = defaultdict(list)
-    keys: dict[int, str] = {}
+    keys: dict[int, str] = {}  # by object: samples of a cell mostly share one, and a key is slow to write
     for result in results:
         key = keys.get(id(result.cell))
         if key is None:

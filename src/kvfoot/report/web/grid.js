@@ -52,7 +52,8 @@ function grid(spec) {
 
 function card(place, setting, chart) {
   const title = make("h3", {}, swatch(place), `${data.series[place]} ${setting}`.trim());
-  const figure = make("figure", { class: "card s", "data-s": place, tabindex: "0" }, title, chart);
+  const name = `${title.textContent}: arrow keys go from cell to cell`;
+  const figure = make("figure", { class: "card s", "data-s": place, tabindex: "0", role: "group", "aria-label": name }, title, chart);
   listen(figure);
   return figure;
 }

@@ -14,7 +14,7 @@ function startTimeline() {
   const choice = choose(controls, "setting", [], (value) => { at = value; show(); });
   const which = make("span", { class: "ramp" });
   controls.append(which);
-  const figure = make("figure", { class: "card", tabindex: "0" });
+  const figure = make("figure", { class: "card", tabindex: "0", role: "group", "aria-label": "entries stored over one run" });
   host.append(figure);
   listen(figure);
 
