@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := demo
-.PHONY: demo install readme test lint test-suite test-t52 bench clean
+.PHONY: demo install readme test lint test-suite test-t52 browser bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,8 +25,20 @@ lint: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test-suite: .venv/.dev
+test-suite: .venv/.dev browser
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Chromium for the tests of the report's page, where apt can install it; without one they are skipped and say so.
+browser:
+	@for name in chromium chromium-browser google-chrome-stable google-chrome; do \
+	  if $$name --version >/dev/null 2>&1; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  { timeout 120 apt-get update -q && timeout 600 apt-get install -q -y --no-install-recommends \
+	    -o DPkg::Lock::Timeout=120 chromium fonts-dejavu-core; } >/dev/null 2>&1 && exit 0; \
+	fi; \
+	echo "no Chromium here and none could be installed: its tests are skipped"
 
 # The oldest transformers that is supported, in a folder of its own before the installed one.
 test-t52: .venv/.dev .t52/.done

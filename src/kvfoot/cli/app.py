@@ -6,11 +6,15 @@ from collections.abc import Sequence
 
 import typer
 
+from kvfoot.cli.critical import critical
 from kvfoot.cli.demo import demo
 from kvfoot.cli.doctor import doctor
+from kvfoot.cli.evaluate import evaluate
 from kvfoot.cli.methods import methods
+from kvfoot.cli.report import report
 from kvfoot.cli.run import INTERRUPTED, run
 from kvfoot.cli.train import train
+from kvfoot.cli.tune import tune
 from kvfoot.core.errors import KvfootError
 
 app = typer.Typer(
@@ -21,8 +25,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (run, methods, doctor, demo):
+for verb in (run, methods, doctor, demo, critical, report, tune):
     app.command()(verb)
+app.command("eval")(evaluate)
 app.add_typer(train)
 
 

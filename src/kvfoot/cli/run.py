@@ -7,6 +7,7 @@ from typer import Option
 
 from kvfoot.cli import inputs
 from kvfoot.core.errors import KvfootError, UsageError
+from kvfoot.core.settings import Settings
 
 INTERRUPTED = 130
 """Exit code of a run that Ctrl-C ended, as of a shell's."""
@@ -30,6 +31,7 @@ def run(
         Option(help="is asked after eviction; several are asked on one kept cache"),
     ] = None,
     method: Annotated[str, Option(help="see kvfoot methods")] = "full",
+    settings: Annotated[Path | None, Option(help="method, options, budget and chunk: a file of kvfoot tune")] = None,
     set_: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="an option of the method")] = None,
     keep: Annotated[str | None, Option(help="fraction of entries to keep, such as 0.25")] = None,
     budget: Annotated[int | None, Option(help="entries to keep per layer and KV head")] = None,
@@ -60,8 +62,14 @@ def run(
     if page_size < 1:
         raise UsageError(f"page_size={page_size}: give at least 1 entry per page")
     inputs.record_path(record)
-    options = inputs.settings(set_ or [])
+    options: dict[str, Any] = dict(inputs.settings(set_ or []))
     tokens, memory = inputs.chunk_size(chunk), inputs.byte_count(kv_memory)
+    if settings is not None:
+        if (method, options, keep, budget, evict, chunk) != ("full", {}, None, None, "post", "512"):
+            raise UsageError("--settings excludes --method, --set, --keep, --budget, --evict and --chunk: it has them")
+        s = Settings.read(settings)
+        method, options, budget, evict, tokens = s.method, s.options, s.budget, s.evict, s.chunk
+        keep = None if s.keep is None else str(s.keep)
     text = inputs.prompt_text(prompt_file)
     _check(method, options, keep, budget, evict, backend)
 
@@ -80,7 +88,7 @@ def run(
 
 
 def _check(
-    method: str, options: dict[str, str], keep: str | None, budget: int | None, evict: str, backend: str | None
+    method: str, options: dict[str, Any], keep: str | None, budget: int | None, evict: str, backend: str | None
 ) -> None:
     """Refuse a wrong method, option or budget in a second, before the model is loaded."""
     from kvfoot.attention.backend import choose

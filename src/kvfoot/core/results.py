@@ -13,6 +13,7 @@ class Cell:
 
     category, metric: of the task. length: context tokens asked for. knob, value: the option that is swept ("keep",
     "budget", a method's own), None and None for full attention. chunk: prompt tokens per pass, None for all.
+    question: "before" or "after" the eviction of what the document holds. dtype: of the weights and the cache.
     """
 
     model: str
@@ -28,6 +29,8 @@ class Cell:
     evict: str | None = None
     chunk: int | None = None
     seed: int = 0
+    question: str = "before"
+    dtype: str = ""
 
     @property
     def key(self) -> str:
@@ -44,7 +47,8 @@ class SampleResult:
     """One sample under one cell.
 
     score: in [0, 1], or what the metric says. nll: nats per token of the reference, None where there is none.
-    stepped: the answer was generated token by token; otherwise it was scored in one teacher-forced pass.
+    stepped: the model wrote or followed the answer token by token; otherwise one teacher-forced pass scored it.
+    complete: `answer` is all that was written; otherwise it ends with its first wrong token (scored on tokens).
     figures: further numbers of the sample, such as depth in [0, 1], or per-position values.
     timeline: (tokens seen, entries stored in all rows) after every pass.
     """
@@ -60,3 +64,4 @@ class SampleResult:
     record: RunRecord
     figures: dict[str, Any] = field(default_factory=dict)
     timeline: list[tuple[int, int]] = field(default_factory=list)
+    complete: bool = True

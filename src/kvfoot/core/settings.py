@@ -1,0 +1,44 @@
+"""A method with its options and budget as a file: `kvfoot tune` writes it, `kvfoot run` and the server take it."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from kvfoot.core.errors import UsageError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """As `Engine.generate` takes them. found: how they were found, for a reader."""
+
+    method: str = "full"
+    options: dict[str, Any] = field(default_factory=dict)
+    keep: float | None = None
+    budget: int | None = None
+    evict: str = "post"
+    chunk: int | None = 512
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Raises OSError."""
+        path.write_text(json.dumps({"kvfoot_settings": SCHEMA} | asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> "Settings":
+        """Raises UsageError for a file that is missing, no settings file, or of a newer schema."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--settings {path}: {getattr(error, 'strerror', None) or 'not JSON'}") from None
+        schema = data.pop("kvfoot_settings", None) if isinstance(data, dict) else None
+        if not isinstance(schema, int):
+            raise UsageError(f"--settings {path} is no settings file: kvfoot tune writes one")
+        if schema > SCHEMA:
+            raise UsageError(f"--settings {path} has schema {schema}, this kvfoot reads {SCHEMA}: use a newer kvfoot")
+        strange = [key for key in data if key not in {f.name for f in fields(cls)}]
+        if strange:
+            raise UsageError(f"--settings {path}: unknown field {strange[0]!r}")
+        return cls(**data)
