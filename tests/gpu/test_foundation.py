@@ -1,25 +1,25 @@
 """The foundation on a CUDA device: the same numbers as transformers there, and the same survivors as on the CPU."""
 
 import copy
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import tiny
+from families import DECIDED, SHAPES, build
 from kvfoot import Engine
+from kvfoot.attention import naive, sdpa
+from kvfoot.attention.state import Ragged
 from kvfoot.core.budget import Budget
-from kvfoot.core.registry import method
+from kvfoot.core.reading import Reader
+from kvfoot.core.registry import method, methods
 from kvfoot.engine.sampler import Sampling
+from lawtable import OPTIONS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-
-METHODS = {
-    "full": {},
-    "streaming": {"keep": 0.5},
-    "h2o": {"keep": 0.5},
-    "snapkv": {"keep": 0.5, "options": {"window": 4}},
-    "random": {"keep": 0.5, "options": {"window": 4}},
-}
 
 
 def peaked(head_dim: int, positions: int = 2048) -> LlamaForCausalLM:
@@ -73,14 +73,59 @@ def test_half_precision_is_as_close_to_fp32_as_transformers_is(dtype: torch.dtyp
     assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max()
 
 
-@pytest.mark.parametrize("evict", ["post", "chunk"])
-@pytest.mark.parametrize("name", METHODS)
-def test_tokens_equal_the_cpu_run(name: str, evict: str) -> None:
-    model = peaked(16)
-    prompts = [prompt(n) for n in (150, 61, 97)]
-    options = {"method": name, "evict": evict, "chunk": 48, "max_new_tokens": 24, **METHODS[name]}
+def both(model: Any, prompts: list[list[int]], backend: str = "sdpa", **more: Any) -> None:
+    """Tokens, footprint and bytes held equal the CPU's."""
+    options: dict[str, Any] = {"chunk": 48, "max_new_tokens": 24, **more}
     on_cpu = Engine(copy.deepcopy(model), poison=True).generate(prompts, **options)
-    on_gpu = Engine(copy.deepcopy(model).cuda(), poison=True).generate(prompts, **options)
+    on_gpu = Engine(copy.deepcopy(model).cuda(), backend=backend, poison=True).generate(prompts, **options)
     assert [r.tokens for r in on_gpu] == [r.tokens for r in on_cpu]
     assert on_gpu[0].record.footprint == on_cpu[0].record.footprint
     assert on_gpu[0].record.memory.held_bytes == on_cpu[0].record.memory.held_bytes
+
+
+@pytest.mark.parametrize("evict", ["post", "chunk"])
+@pytest.mark.parametrize("name", methods())
+def test_every_method_writes_the_cpus_tokens(name: str, evict: str) -> None:
+    cls = methods()[name]
+    size = {"budget": 24} if cls.budgeted or issubclass(cls, Reader) else {}
+    more = {"evict": evict} if cls.budgeted else {}
+    options = OPTIONS.get(name, [{}])[0]
+    both(peaked(16), [prompt(n) for n in (150, 61, 97)], method=name, options=options, **size, **more)
+
+
+@pytest.mark.parametrize("backend", ["naive", "sdpa"])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_every_family_writes_the_cpus_tokens(kind: str, backend: str) -> None:
+    model = build(kind)
+    both(model, [tiny.tokens(n, n) for n in (150, 61)], backend)
+    if kind in DECIDED:
+        options = {"window": 3, "kernel": 3}
+        both(model, [tiny.tokens(n, n) for n in (150, 61)], backend, method="adakv", options=options, keep=0.4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ragged_and_masked_attention_is_as_close_as_the_definition_in_that_precision(dtype: torch.dtype) -> None:
+    """Error against fp32 <= 2x that of the same operations in `dtype`, for rows of all lengths at once."""
+    torch.manual_seed(0)
+    lens = np.array([1, 700, 16, 333, 1000])
+    k, v = (torch.randn(330, 16, 64, device="cuda", dtype=dtype) for _ in range(2))
+    pages = torch.randperm(330, device="cuda")[: 5 * 63].view(5, 63)
+    q = torch.randn(5, 3, 64, device="cuda", dtype=dtype) * 3
+    rows = Ragged(pages, lens)
+    exact = naive.decode(q, k, v, rows, 0.125)
+    found = sdpa.decode(q, k, v, rows, 0.125)
+    low = torch.stack(
+        [
+            (q[r] @ k[pages[r]].flatten(0, 1)[:m].mT * 0.125).softmax(-1) @ v[pages[r]].flatten(0, 1)[:m]
+            for r, m in enumerate(lens.tolist())
+        ]
+    )
+    assert (found.out.float() - exact.out).abs().max() <= 2 * (low.float() - exact.out).abs().max() + 1e-6
+    assert (found.lse - exact.lse).abs().max() < 1e-2
+    visible = torch.rand(1, 37, 100, device="cuda") < 0.5
+    visible[..., 0] = True
+    q, k, v = (torch.randn(*s, device="cuda", dtype=dtype) for s in ((2, 3, 37, 64), (2, 100, 64), (2, 100, 64)))
+    exact, found = (b.attend(q, k, v, 0.125, True, visible) for b in (naive, sdpa))
+    bias = torch.zeros(37, 100, device="cuda", dtype=dtype).masked_fill(~visible[0], -torch.inf)
+    low = (q @ k[:, None].mT * 0.125 + bias).softmax(-1) @ v[:, None]
+    assert (found.out.float() - exact.out).abs().max() <= 2 * (low.float() - exact.out).abs().max() + 1e-6
