@@ -1,7 +1,7 @@
 """Runs as `python -I -S confine.py TOKEN ORDER`: limits itself, then becomes the program. Standard library only.
 
-Never imported by kvfoot: the sandbox starts it as a script, so that limits are set in a process of one thread. A failure
-to limit is exit code 125 with TOKEN on stderr; the program is not started then.
+Never imported by kvfoot: the sandbox starts it as a script, so that limits are set in a process of one thread. A
+failure to limit is exit code 125 with TOKEN on stderr; the program is not started then.
 """
 
 import ctypes

@@ -71,7 +71,7 @@ def baseline(engine: Engine, prompt: list[int], new: int, *, chunk: int | None =
 
 @torch.inference_mode()
 def fidelity(engine: Engine, base: Baseline, method: Method, budget: Budget | None = None) -> Fidelity:
-    """A method along a baseline, with the baseline's chunks: a prefill, and one pass where it does nothing at decode."""
+    """A method along a baseline, chunks as there: a prefill, then one pass where nothing happens at decode."""
     budget = budget or Budget()
     new = len(base.continuation)
     plan = engine.plan(method, budget, len(base.prompt), base.chunk, new)

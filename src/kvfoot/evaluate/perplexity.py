@@ -1,8 +1,8 @@
 """Perplexity of a long text with the method active all along it, by position.
 
-The text but its tail is a prompt, read and cut as the method's plan says: with chunked eviction every chunk is predicted
-from what was kept of the chunks before it. The tail is fed as a decode step would, so that a method that acts while
-decoding acts there too. RefreshKV reports the tail's figure: 256 tokens after 16K (specification, section 4.1).
+The text but its tail is a prompt, read and cut as the method's plan says: with chunked eviction every chunk is
+predicted from what was kept of the chunks before it. The tail is fed as a decode step would, so that a method that acts
+while decoding acts there too. RefreshKV reports the tail's figure: 256 tokens after 16K (specification, section 4.1).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ its environment is empty and its folder is temporary. Without Landlock nothing i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -77,10 +78,8 @@ def _start(order: Order, stdin: bytes, folder: Path, seconds: float) -> Outcome:
             code = None
         finally:
             # what the program left behind goes with it: it cannot fork, the compiler can
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
         out.seek(0)
         err.seek(0)
@@ -88,8 +87,8 @@ def _start(order: Order, stdin: bytes, folder: Path, seconds: float) -> Outcome:
     if code == 125 and outcome.errors.startswith(token.encode()):
         reason = outcome.errors.decode(errors="replace").removeprefix(token).strip()
         raise UsageError(
-            f"programs that a model wrote cannot be confined here ({reason}): use Linux 5.13 or newer with Landlock, or "
-            "leave the pseudo_to_code tasks out"
+            f"programs that a model wrote cannot be confined here ({reason}): use Linux 5.13 or newer with Landlock, "
+            f"or leave the pseudo_to_code tasks out"
         )
     return outcome
 

@@ -9,18 +9,18 @@ import string
 from kvfoot.evaluate.longproc.source import Item, Source, until_first_error
 
 LEVELS = ("0.5k", "2k", "8k")
-_FREE = re.compile(
-    r"\b(a|an|the|on|in|at|step|thinks|think|believes|believe|is|are|of|location|know|knows|belief)\b"
-)
+_FREE = re.compile(r"\b(a|an|the|on|in|at|step|thinks|think|believes|believe|is|are|of|location|know|knows|belief)\b")
 _STEP = re.compile(r"- Step \d+:")
 
 
 def steps(text: str) -> list[str]:
-    """The lines "- Step N: ..." from the last "- Step 0:" on, without case, punctuation and words that carry nothing."""
+    """The lines "- Step N: ..." from the last "- Step 0:" on, without case, punctuation and empty words."""
     lines = [line for line in text.splitlines() if line.strip().startswith("-")]
     joined = "\n".join(lines)
     lines = joined[max(0, joined.rfind("- Step 0:")) :].strip().split("\n")
-    bare = ("".join(c for c in line.lower() if c not in string.punctuation + "’") for line in lines if _STEP.match(line))
+    bare = (
+        "".join(c for c in line.lower() if c not in string.punctuation + "’") for line in lines if _STEP.match(line)
+    )
     return [" ".join(_FREE.sub(" ", line).split()) for line in bare]
 
 

@@ -97,8 +97,8 @@ def solve(numbers: Sequence[int], target: int) -> str:
     first, second, third = search.path
     return (
         f"{TITLE}\n" + "\n".join(search.log) + f"\n\n{FOUND}, let's trace back the solution:\nFinal step: {third}\n"
-        f"The step before: {second}\nThe first step: {first}\n\nOutput the solution in the required format:\n<Solution>\n"
-        f"{first}\n{second}\n{third}\n</Solution>\n"
+        f"The step before: {second}\nThe first step: {first}\n\nOutput the solution in the required "
+        f"format:\n<Solution>\n{first}\n{second}\n{third}\n</Solution>\n"
     )
 
 
@@ -130,7 +130,7 @@ def _follows(said: str, wanted: str) -> bool:
     if "|- Try" not in wanted:
         return False
     drop = "drop this branch"
-    return said.split("=")[0] == wanted.split("=")[0] and (drop in said) == (drop in wanted)
+    return said.split("=", maxsplit=1)[0] == wanted.split("=", maxsplit=1)[0] and (drop in said) == (drop in wanted)
 
 
 def grade(answer: str, numbers: Sequence[int], target: int, reference: str) -> tuple[float, float]:
@@ -140,8 +140,8 @@ def grade(answer: str, numbers: Sequence[int], target: int, reference: str) -> t
         return 1.0, 1.0
     if TITLE not in answer:
         return 0.0, 0.0
-    said = answer.split(TITLE)[-1].strip().split("\n")
-    wanted = reference.split(TITLE)[-1].split(FOUND)[0].strip().split("\n")
+    said = answer.rsplit(TITLE, maxsplit=1)[-1].strip().split("\n")
+    wanted = reference.rsplit(TITLE, maxsplit=1)[-1].split(FOUND, maxsplit=1)[0].strip().split("\n")
     return 0.0, until_first_error([_follows(a, b) for a, b in zip(said, wanted, strict=False)], len(wanted))
 
 

@@ -72,8 +72,8 @@ class LongProc:
                 score = functools.partial(_accuracy, grade=items[i].grade, partial=self.partial)
                 return Example(items[i].prompt, "", (items[i].reference,), (), "", score, room, {"problem": i})
         raise UsageError(
-            f"{self.name} has {fitting + 1} problems within {length} tokens, answer included: ask for fewer samples or a "
-            "longer context"
+            f"{self.name} has {fitting + 1} problems within {length} tokens, answer included: ask for fewer samples "
+            f"or a longer context"
         )
 
     def _size(self, i: int, item: Item, count: Count) -> tuple[int, int]:

@@ -68,9 +68,7 @@ class Search:
                 found = self.run(choice.last, [*plan, choice])
                 if found is not None:
                     return found
-        self._say(
-            depth + 1, f"Fail to arrange any option on day {day} in the current arrangement. Drop this branch."
-        )
+        self._say(depth + 1, f"Fail to arrange any option on day {day} in the current arrangement. Drop this branch.")
         return None
 
     def _possible(self, depth: int, choice: Stay, before: str, after: Stay | None) -> bool:
@@ -130,7 +128,10 @@ def solve(row: Mapping[str, Any]) -> str:
         for c in row["constraints"]
         if c["type"] == "fixed"
     }
-    lines = ["Read the requirements and identify the cities that have fixed schedules and the cities that need to be arranged."]
+    lines = [
+        "Read the requirements and identify the cities that have fixed schedules and the cities that need to be "
+        "arranged."
+    ]
     for city, length in days.items():
         when = f", Fixed Schedule: Day {dated[city].first} - {dated[city].last}" if city in dated else ""
         lines.append(f"* City: {city}, Duration: {length} days{when}.")
@@ -152,9 +153,7 @@ def solve(row: Mapping[str, Any]) -> str:
     if plan is None:
         raise ValueError(f"the trip of {row['num_cities']} cities has no plan")
     log = "\n".join([*lines, "", *search.log])
-    return (
-        f"<Solving Procedure>\n{log}\n</Solving Procedure>\n\n{LAST_LINE}\n<Plan>\n{write_plan(plan)}\n</Plan>"
-    )
+    return f"<Solving Procedure>\n{log}\n</Solving Procedure>\n\n{LAST_LINE}\n<Plan>\n{write_plan(plan)}\n</Plan>"
 
 
 def stays(text: str) -> list[tuple[str, int]]:

@@ -8,6 +8,7 @@ successor. The score is the length of the valid prefix over T; there is no singl
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ LINE = "Name of key: "
 def valid_prefix(text: str, keys: frozenset[str], hops: int) -> float:
     """Keys of a comma-separated answer up to the first one that is not in the context or does not go on, over `hops`.
 
-    Commas or line ends part keys; a full stop or quotes around a key are not held against it. No more than `hops` count.
+    Commas or line ends part keys; a full stop or quotes around a key are not held against it. No more than `hops`
+    count.
     """
     found, last = 0, ""
     for part in text.replace("\n", ",").split(","):
@@ -48,12 +50,12 @@ class ChainOfKey:
         pool = sorted({*words("noun"), *words("adjective")})
         pool = rng.sample(pool, len(pool))
         shown, pool = pool[: self.hops + 1], pool[self.hops + 1 :]
-        example = ", ".join(f"{a}-{b}" for a, b in zip(shown, shown[1:], strict=False))
+        example = ", ".join(f"{a}-{b}" for a, b in itertools.pairwise(shown))
         order = rng.random()
         task = (
-            f"Below is a list of keys, each of two words joined by a hyphen. Write a chain of {self.hops} keys from the "
-            "list, separated by commas, in which every key begins with the word that ended the key before it. You may "
-            "begin with any key."
+            f"Below is a list of keys, each of two words joined by a hyphen. Write a chain of {self.hops} keys from "
+            f"the list, separated by commas, in which every key begins with the word that ended the key before it. "
+            f"You may begin with any key."
         )
         warning = "The keys of this example are not in the list; do not copy them."
         head = f"{task}\n\nExample of a chain: {example}\n{warning}\n\n"
@@ -70,9 +72,7 @@ class ChainOfKey:
             return head + "\n".join(LINE + key for key in keys(size))
 
         most = len(pool) - self.hops
-        size = largest(
-            self.name, lambda n: tokens_of(count, document(n), question, prefix) + room, length, most
-        )
+        size = largest(self.name, lambda n: tokens_of(count, document(n), question, prefix) + room, length, most)
         if size == most:
             raise UsageError(f"{self.name} has words for fewer than {length} tokens: ask for a shorter context")
         score = functools.partial(valid_prefix, keys=frozenset(keys(size)), hops=self.hops)

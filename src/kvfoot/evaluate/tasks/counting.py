@@ -83,7 +83,7 @@ class CommonWords:
 
 @dataclass(frozen=True)
 class FrequentWords:
-    """Coded words of six letters with Zeta-distributed counts (alpha 2); the most frequent one is dots, to be ignored."""
+    """Coded words of six letters with Zeta-distributed counts (alpha 2); the most frequent is dots, to be ignored."""
 
     name: str = "fwe"
     chat: bool | None = None

@@ -46,9 +46,7 @@ def noise(needles: Sequence[str], places: Sequence[float]) -> Haystack:
     return lambda size: "\n".join(_lay(noise_lines(size), needles, places))
 
 
-def distractors(
-    lines: Sequence[str], gap: float, needles: Sequence[str], places: Sequence[float]
-) -> Haystack:
+def distractors(lines: Sequence[str], gap: float, needles: Sequence[str], places: Sequence[float]) -> Haystack:
     """Size: noise sentences in one block at `gap`, where a further line would be too long."""
 
     def text(size: int) -> str:
@@ -58,7 +56,9 @@ def distractors(
     return text
 
 
-def books(texts: Texts, rng: random.Random, characters: int, needles: Sequence[str], places: Sequence[float]) -> Haystack:
+def books(
+    texts: Texts, rng: random.Random, characters: int, needles: Sequence[str], places: Sequence[float]
+) -> Haystack:
     """Size: words of a passage of at most `characters`; needles stand between its sentences."""
     passage = texts.passage(rng, characters)
     ends = [at for at, c in enumerate(passage) if c == " "]

@@ -1,7 +1,7 @@
 """Many-shot label mapping: sentences of books with made-up labels, in HELMET's form.
 
-A class is a content word, a sentence belongs to the class whose word it holds, and each class has a random digit. So the
-mapping cannot be known beforehand, and a new sentence can be labelled by what it shares with the examples.
+A class is a content word, a sentence belongs to the class whose word it holds, and each class has a random digit. So
+the mapping cannot be known beforehand, and a new sentence can be labelled by what it shares with the examples.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class ManyShot:
 
         def first(size: int) -> list[str]:
             while len(shots) < size:
-                shots.extend(f"{next(streams[word])}\n{PREFIX} {label[word]}" for word in rng.sample(sorted(pools), len(pools)))
+                shots.extend(
+                    f"{next(streams[word])}\n{PREFIX} {label[word]}" for word in rng.sample(sorted(pools), len(pools))
+                )
             return shots[:size]
 
         answer = f" {label[asked]}"

@@ -42,7 +42,9 @@ def largest(task: str, tokens: Callable[[int], int], length: int, most: int | No
         if have > length:
             high, high_tokens = guess, have
         else:
-            step = max(16, int((length - have) * (guess + 1) / max(1, have - low_tokens + 1) * 1.05)) if low == 0 else step
+            step = (
+                max(16, int((length - have) * (guess + 1) / max(1, have - low_tokens + 1) * 1.05)) if low == 0 else step
+            )
             step = min(step, length)
             low, low_tokens = guess, have
         turn += 1

@@ -74,7 +74,9 @@ class Niah:
         places = haystack.spread(rng, len(needles), index)
         order = {needle: i for i, needle in enumerate(needles)}
         # the keys in the question's order, the values of a key in the text's
-        answers = [v for key in asked for v in sorted(values[key], key=lambda v, k=key: order[self._needle(k, v)])]
+        pairs = [(key, value) for key in asked for value in values[key]]
+        pairs.sort(key=lambda pair: (asked.index(pair[0]), order[self._needle(*pair)]))
+        answers = [value for _, value in pairs]
         several = len(answers) > 1
         units = tuple(("," if i else "") + f" {value}" for i, value in enumerate(answers))
         room = count(["".join(units)]) + (32 if several else 4)

@@ -17,8 +17,8 @@ from kvfoot.evaluate.tasks.texts import words
 
 HEAD = "Below is a list of records, each in one sentence.\n\n"
 QUESTION = (
-    "Write all records again, in the same order, one line each: the name, the weight, the hall and the price, separated "
-    "by tabs, without units and without any other words."
+    "Write all records again, in the same order, one line each: the name, the weight, the hall and the price, "
+    "separated by tabs, without units and without any other words."
 )
 COLUMNS = "name\tweight\thall\tprice"
 
@@ -50,7 +50,9 @@ class Restate:
 
         def parts(size: int) -> tuple[str, tuple[str, ...]]:
             kept = first(size + 1)
-            lines = [f"The {name} weighs {w} grams, stands in hall {h} and costs {p} coins." for name, (w, h, p) in kept]
+            lines = [
+                f"The {name} weighs {w} grams, stands in hall {h} and costs {p} coins." for name, (w, h, p) in kept
+            ]
             return HEAD + "\n".join(lines), tuple(f"\n{name}\t{w}\t{h}\t{p}" for name, (w, h, p) in kept)
 
         def room(rows: tuple[str, ...]) -> int:
