@@ -23,7 +23,7 @@ from kvfoot.engine.engine import CHUNK, Engine
 from kvfoot.engine.sampler import Sampling
 from kvfoot.evaluate.forced import follow, nats, read
 from kvfoot.evaluate.protocol import LIKELIHOOD, Count, Example
-from kvfoot.evaluate.tasks.measure import SLACK
+from kvfoot.evaluate.tasks.measure import SLACK, largest
 from kvfoot.evaluate.tasks.texts import read_texts
 
 TAIL = 256
@@ -112,23 +112,15 @@ class BookTail:
         if length < 2 * self.tail:
             raise UsageError(f"{self.name} scores {self.tail} tokens: ask for at least {2 * self.tail}")
         probe = texts.passage(rng, 4000)
-        per_token = 4000 / count([probe])
-        passage = texts.passage(rng, int(1.3 * per_token * length) + 4000)
-        before = _cut(passage, length - self.tail - SLACK, per_token, count)
-        after = _cut(passage[before:], self.tail, per_token, count)
-        return Example(passage[:before], "", (passage[before : before + after],), room=self.tail)
+        words = texts.passage(rng, int(5200 / count([probe]) * length) + 4000).split(" ")
+        before = self._words(words, length - self.tail - SLACK, count)
+        tail = words[before:]
+        after = self._words(tail, self.tail, count)
+        return Example(" ".join(words[:before]), "", (" " + " ".join(tail[:after]),), room=self.tail)
 
-
-def _cut(text: str, tokens: int, per_token: float, count: Count) -> int:
-    """Characters of at most `tokens` tokens, and at least 99 % of them, up to a space."""
-    size = int(tokens * per_token)
-    for _ in range(20):
-        end = text.rfind(" ", 0, size)
-        have = count([text[:end]])
-        if 0.99 * tokens <= have <= tokens:
-            return end
-        size = max(1, int(size * (0.995 * tokens / have)))
-    raise UsageError(f"no cut of the text has {tokens} tokens")
+    def _words(self, words: list[str], tokens: int, count: Count) -> int:
+        """How many of the words take at most `tokens` tokens."""
+        return largest(self.name, lambda n: count([" " + " ".join(words[:n])]), tokens, len(words))
 
 
 def text_tokens(tokenizer: Any, text: str, length: int) -> list[int]:

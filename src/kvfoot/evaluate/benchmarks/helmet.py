@@ -19,7 +19,6 @@ from kvfoot.evaluate.protocol import Count, Example
 from kvfoot.evaluate.scorers import after, exact, ndcg, ranking, rouge_l, substring
 from kvfoot.evaluate.tasks.measure import largest, tokens_of
 
-OPTION = "--helmet"
 OMITTED = " ... [the rest of the text is omitted]"
 SHOTS = 2
 JSON = "Extract the value corresponding to the specified key in the JSON object below."

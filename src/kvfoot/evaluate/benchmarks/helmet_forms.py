@@ -104,12 +104,12 @@ class Helmet:
         if self.folder and any((self.folder / file).is_file() for file in self.form.files):
             raise UsageError(f"{self.name}: no sample {index} of at most {length} tokens: ask for a longer context")
         raise UsageError(
-            f"{self.name} needs HELMET's data ({self.form.files[0]} and so on): run its scripts/download_data.sh, and "
-            f"name the folder data with {h.OPTION} FOLDER"
+            f"{self.name} needs HELMET's data ({self.form.files[0]} and so on): run its scripts/download_data.sh, keep "
+            "its folder data as FOLDER/helmet, and name FOLDER with --data"
         )
 
     def _rows(self, file: str, hub: Hub | None) -> Rows:
-        return load(self.name, self.folder, (file,), hub, h.OPTION)
+        return load(self.name, self.folder, (file,), hub)
 
     def _make(self, rows: Rows, index: int, length: int, seed: int, count: Count) -> Example:
         popular = self.data_set == "popqa"

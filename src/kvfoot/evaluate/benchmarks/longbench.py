@@ -161,7 +161,7 @@ class LongBench:
 
     def sample(self, index: int, length: int, seed: int, count: Count) -> Example:
         form, files = self.form, (f"{self.data_set}.jsonl", f"data/{self.data_set}.jsonl")
-        rows = load(self.name, self.folder, files, Hub(files=ARCHIVE.format(self.data_set)), "--longbench")
+        rows = load(self.name, self.folder, files, Hub(files=ARCHIVE.format(self.data_set)))
         if index >= len(rows):
             raise UsageError(f"{self.name} has {len(rows)} samples: ask for fewer")
         row = rows[random.Random(f"{self.data_set}/{seed}").sample(range(len(rows)), len(rows))[index]]

@@ -34,10 +34,10 @@ class Hub:
 
 
 @functools.lru_cache(maxsize=8)
-def load(task: str, folder: Path | None, names: Sequence[str], hub: Hub | None, option: str) -> Rows:
+def load(task: str, folder: Path | None, names: Sequence[str], hub: Hub | None) -> Rows:
     """The first of the files `names` of `folder`, else the hub's.
 
-    Raises UsageError without the `datasets` extra, or where neither can be had; `option` names the folder.
+    Raises UsageError without the `datasets` extra, or where neither can be had.
     """
     try:
         import datasets
@@ -48,7 +48,7 @@ def load(task: str, folder: Path | None, names: Sequence[str], hub: Hub | None, 
     path = next((place for place in places if place.is_file()), None)
     if path is None and hub is None:
         raise UsageError(
-            f"{task} needs {' or '.join(names)}: download the benchmark's data, name it with {option} FOLDER"
+            f"{task} needs {' or '.join(names)}: download the benchmark's data, name it with --data FOLDER"
         )
     datasets.disable_progress_bars()
     try:
@@ -64,6 +64,6 @@ def load(task: str, folder: Path | None, names: Sequence[str], hub: Hub | None, 
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
             f"{task}: {where} cannot be read ({reason}): connect to the network, or name a folder with "
-            f"{' or '.join(names)} with {option} FOLDER"
+            f"{' or '.join(names)} with --data FOLDER"
         ) from None
     return found

@@ -14,7 +14,7 @@ import yaml
 
 from kvfoot.core.errors import UsageError
 
-CURE = "clone https://github.com/princeton-pli/LongProc and name its folder with --longproc FOLDER"
+CURE = "clone https://github.com/princeton-pli/LongProc as FOLDER/longproc, and name FOLDER with --data"
 Grade = Callable[[str], tuple[float, float]]
 
 
@@ -69,7 +69,7 @@ def open_source(folder: Path | None, task: str) -> Source:
     if folder is None:
         raise UsageError(f"{task} needs LongProc's data: {CURE}")
     if not folder.is_dir():
-        raise UsageError(f"--longproc {folder}: no such folder: {CURE}")
+        raise UsageError(f"--data {folder}: no such folder: {CURE}")
     return Source(folder)
 
 

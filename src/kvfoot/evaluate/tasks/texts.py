@@ -67,14 +67,17 @@ def read_texts(folder: Path | None, task: str) -> Texts:
     Where the folder holds the books that kvfoot-recall was not trained on, only those are taken.
     """
     if folder is None:
-        raise UsageError(f"{task} needs running text: name a folder of .txt or .txt.gz books with --books FOLDER")
+        raise UsageError(
+            f"{task} needs running text: name a folder with .txt or .txt.gz books, in it or in its books/, with --data "
+            "FOLDER"
+        )
     return _read(folder)
 
 
 @functools.lru_cache(maxsize=4)
 def _read(folder: Path) -> Texts:
     if not folder.is_dir():
-        raise UsageError(f"--books {folder}: no such folder: name a folder of .txt or .txt.gz books")
+        raise UsageError(f"--data {folder}: no such folder: name one with .txt or .txt.gz books")
     places = [place for place in (folder, folder / "books") if place.is_dir()]
     paths = [path for place in places for path in sorted(place.iterdir()) if path.name.endswith(SUFFIXES)]
     held_out = [path for path in paths if book_side(path.name.removesuffix(".gz").removesuffix(".txt")) != "train"]
@@ -90,5 +93,5 @@ def _read(folder: Path) -> Texts:
             names.append(path.name)
             contents.append(text)
     if not contents:
-        raise UsageError(f"--books {folder} has no .txt or .txt.gz file with text")
+        raise UsageError(f"--data {folder}: neither it nor its books/ has a .txt or .txt.gz file with text")
     return Texts(tuple(names), tuple(contents))
