@@ -181,7 +181,8 @@ class LongBench:
         score = functools.partial(
             grade, form=form, answers=tuple(row["answers"]), classes=tuple(row["all_classes"] or ())
         )
-        answers = tuple(f" {answer.strip()}" for answer in row["answers"])
+        lead = "" if form.prefix.endswith("\n") else " "
+        answers = tuple(lead + answer.strip() for answer in row["answers"])
         whole = float(size >= len(words))
         return Example(document(size), question, answers, (), form.prefix, score, form.room, {"whole": whole})
 
