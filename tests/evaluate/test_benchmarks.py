@@ -157,7 +157,7 @@ def test_bad_requests(folder, tmp_path, monkeypatch):
         longbench_task("longbench_hotpot")
     with pytest.raises(UsageError, match="did you mean msmarco"):
         helmet_task("helmet_marco")
-    with pytest.raises(UsageError, match="needs HELMET's data .* run its scripts/download_data.sh"):
+    with pytest.raises(UsageError, match=r"needs HELMET's data .* run its scripts/download_data\.sh"):
         published_task("helmet_nq", tmp_path).sample(0, 1000, 1, WORDS)
     with pytest.raises(UsageError, match="ask for fewer"):
         published_task("longbench_lcc", folder).sample(1, 1000, 1, WORDS)

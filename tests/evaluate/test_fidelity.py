@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tiny import make
 
 from kvfoot.core.budget import Budget
 from kvfoot.core.errors import UsageError
@@ -13,6 +12,7 @@ from kvfoot.engine.engine import Engine
 from kvfoot.evaluate import forced
 from kvfoot.evaluate.fidelity import baseline, fidelity
 from kvfoot.evaluate.perplexity import Perplexity, perplexity
+from tiny import make
 
 TOKENS = torch.randint(0, 97, (300,), generator=torch.Generator().manual_seed(4)).tolist()
 FULL = method("full")

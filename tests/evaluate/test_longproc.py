@@ -28,15 +28,17 @@ TRIP = {
 }
 TOM = (
     "Ann's belief on the cup:\n- Step 0: (initial state) {Ann location: hall; cup location: hall's box; Ann sees cup: "
-    "True; Ann's belief on cup: hall's box}\n- Step 1: (Ann location changed; cup location unchanged) {Ann location: attic; "
-    "cup location: hall's box; Ann sees cup: False; Ann's belief on cup: hall's box}\nFinal Answer: the hall's box"
+    "True; Ann's belief on cup: hall's box}\n- Step 1: (Ann location changed; cup location unchanged) {Ann location: "
+    "attic; cup location: hall's box; Ann sees cup: False; Ann's belief on cup: hall's box}\n"
+    "Final Answer: the hall's box"
 )
 CODE = ["int main() {", "    int a;", "    cin >> a;", "    cout << a + 1 << endl;", "}"]
 ROWS = {
     "countdown": [{"nums": [21, 16, 17, 26], "target": 46}, {"nums": [9, 16, 6, 18], "target": 12}],
     "html_to_tsv": [
         {
-            "task_id": "W1", "html_path": "webpage/W1.html", "task_topic": "cats", "task_description": "(1) Name; (2) Age",
+            "task_id": "W1", "html_path": "webpage/W1.html", "task_topic": "cats",
+            "task_description": "(1) Name; (2) Age",
             "gt": "name\tage\nThe Tom\t3\nKit\t1", "tsv_header": "name\tage", "filtering_instruction": "",
         }
     ],
@@ -47,7 +49,8 @@ ROWS = {
         }
     ],
     "pseudo_to_code": [
-        {"problem_id": "1A", "pseudocode_lines": ["main"], "code_lines": CODE, "testcases": [[["4"], ["5"]], [["9"], ["10"]]]}
+        {"problem_id": "1A", "pseudocode_lines": ["main"], "code_lines": CODE,
+         "testcases": [[["4"], ["5"]], [["9"], ["10"]]]}
     ],
     "tom_tracking": [{"story_components": "", "story": "Step 0: ...", "question": "Where?", "solution": TOM}],
     "travel_planning": [TRIP],

@@ -86,7 +86,10 @@ def test_no_process_no_socket_no_environment(tmp_path):
         #include <unistd.h>
         #include <sys/socket.h>
         extern char **environ;
-        int main() { printf("%d %d %d %d\\n", fork(), socket(AF_INET, SOCK_STREAM, 0), !environ[0], system("true") != 0); }
+        int main() {
+            printf("%d %d ", fork(), socket(AF_INET, SOCK_STREAM, 0));
+            printf("%d %d\\n", !environ[0], system("true") != 0);
+        }
         """
     assert run_program(build(source, tmp_path)).output == b"-1 -1 1 1\n"
 
