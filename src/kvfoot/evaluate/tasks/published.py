@@ -7,6 +7,7 @@ FOLDER/books, FOLDER/longproc, FOLDER/helmet, FOLDER/longbench, or in FOLDER its
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvfoot.core.errors import UsageError, did_you_mean
@@ -14,7 +15,7 @@ from kvfoot.evaluate.benchmarks import helmet_forms, longbench
 from kvfoot.evaluate.longproc.task import NAMES as LONGPROC
 from kvfoot.evaluate.longproc.task import longproc_task
 from kvfoot.evaluate.perplexity import BookTail
-from kvfoot.evaluate.protocol import Task
+from kvfoot.evaluate.protocol import Count, Example, Task
 from kvfoot.evaluate.tasks.chainofkey import ChainOfKey
 from kvfoot.evaluate.tasks.counting import CommonWords, FrequentWords
 from kvfoot.evaluate.tasks.keyvalue import JsonKeyValue
@@ -68,9 +69,47 @@ def expand(names: list[str]) -> list[str]:
     return [name for given in names for name in GROUPS.get(given, (given,))]
 
 
+@dataclass(frozen=True)
+class Asking:
+    """A task whose answer the model begins itself: the beginning ends the question instead.
+
+    For models that were trained to answer at once, such as kvfoot-recall, which a begun answer misleads.
+    """
+
+    task: Task
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.name}:question"
+
+    @property
+    def category(self) -> str:
+        return self.task.category
+
+    @property
+    def metric(self) -> str:
+        return self.task.metric
+
+    @property
+    def chat(self) -> bool | None:
+        return self.task.chat
+
+    def sample(self, index: int, length: int, seed: int, count: Count) -> Example:
+        found = self.task.sample(index, length, seed, count)
+        parts = [part for part in (found.question, found.prefix) if part]
+        return replace(found, question="\n".join(parts), prefix="")
+
+
 def published_task(name: str, data: Path | None = None) -> Task:
-    """A task by its own name, not a group's; `UsageError` names the nearest ones. Data is read by the first sample."""
-    base = name.partition(":")[0]
+    """A task by its own name, not a group's; `UsageError` names the nearest ones. Data is read by the first sample.
+
+    `NAME:question` is `Asking`; `NAME:partial` is LongProc's partial accuracy.
+    """
+    base, _, suffix = name.partition(":")
+    if suffix == "question" and base in NAMES and base not in (*LONGPROC, "perplexity"):
+        return Asking(published_task(base, data))
+    if suffix and base in NAMES and base not in LONGPROC:
+        raise UsageError(f"{base} has no form {suffix!r}: write {base} or {base}:question")
     if base in MADE:
         return MADE[base](data)
     if base in LONGPROC:
