@@ -135,13 +135,15 @@ def _label_score(answer: str, reference: str) -> float:
 
 
 def many_shot(made: Made) -> Example:
-    """Labels are random numbers; examples come in rounds of one a class."""
+    """Labels are random numbers; examples come in rounds of one a class; the asked text is not among them."""
     text, label = made.form.fields
     classes: dict[int, list[str]] = {}
     for demo in made.demos:
-        classes.setdefault(demo[label], []).append(demo[text])
+        classes.setdefault(demo[label], [])
+        if demo[text] != made.row[text]:
+            classes[demo[label]].append(demo[text])
     number = dict(zip(sorted(classes), made.rng.sample(range(len(classes)), len(classes)), strict=True))
-    pools = {c: made.rng.sample(texts, len(texts)) for c, texts in sorted(classes.items())}
+    pools = {c: made.rng.sample(texts, len(texts)) for c, texts in sorted(classes.items()) if texts}
     shots: list[str] = []
 
     def first(size: int) -> list[str]:
