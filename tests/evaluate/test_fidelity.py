@@ -9,6 +9,7 @@ from kvfoot.core.budget import Budget
 from kvfoot.core.errors import UsageError
 from kvfoot.core.registry import method
 from kvfoot.engine.engine import Engine
+from kvfoot.engine.sampler import Sampling
 from kvfoot.evaluate import forced
 from kvfoot.evaluate.fidelity import baseline, fidelity
 from kvfoot.evaluate.perplexity import Perplexity, perplexity
@@ -60,12 +61,36 @@ def test_one_pass_is_what_stepping_gives_and_decode_eviction_is_stepped(engine, 
     usual = perplexity(engine, TOKENS, chosen, budget, chunk=64, tail=60)
     sizes = []
     original = forced._pass
-    monkeypatch.setattr(forced, "_pass", lambda r, s, t, c: (sizes.append(len(t)), original(r, s, t, c))[1])
+    monkeypatch.setattr(forced, "_pass", lambda r, s, t, *c: (sizes.append(len(t)), original(r, s, t, *c))[1])
     monkeypatch.setattr(forced, "steps_at_decode", lambda sequence: True)
     stepped = perplexity(engine, TOKENS, chosen, budget, chunk=64, tail=60)
     assert sizes[-59:] == [1] * 59
     assert usual.nats == pytest.approx(stepped.nats, abs=1e-4)
     assert usual.record.footprint.kv == pytest.approx(stepped.record.footprint.kv, abs=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "budget"),
+    [
+        ("snapkv", {"window": 8}, Budget.of(keep=0.5)),
+        ("snapkv", {"window": 8, "patch": True}, Budget.of(keep=0.5, evict="chunk")),
+        ("adakv", {"window": 8}, Budget.of(keep=0.5)),
+        ("streamingllm", {}, Budget.of(keep=0.5)),
+        ("refreshkv", {}, Budget()),
+    ],
+)
+def test_the_tail_is_what_feeding_token_by_token_gives(engine, name, options, budget):
+    chosen = method(name, options)
+    found = perplexity(engine, TOKENS, chosen, budget, chunk=64, tail=20)
+    plan = engine.plan(chosen, budget, 280, 64, 20)
+    runner = engine.runner([plan], 20)
+    sequence = runner.open(TOKENS[:280], chosen, plan, Sampling(), 0)
+    logits = runner.prefill(sequence)
+    nats = [float(-logits.float().log_softmax(0)[TOKENS[280]])]
+    for token, target in zip(TOKENS[280:-1], TOKENS[281:], strict=True):
+        logits = runner.feed(sequence, [token], None)
+        nats.append(float(-logits.float().log_softmax(0)[target]))
+    assert found.nats[-20:] == pytest.approx(nats, abs=1e-4)
 
 
 def test_buckets_by_hand():
@@ -113,7 +138,7 @@ def test_fidelity_against_plain_loops(engine):
     same, kl, prompt = [], 0.0, list(base.prompt)
     plan = engine.plan(chosen, budget, 100, 64, 12)
     runner = engine.runner([plan], 12)
-    sequence = runner.open(prompt, chosen, plan, forced_sampling(), 0)
+    sequence = runner.open(prompt, chosen, plan, Sampling(), 0)
     logits = runner.prefill(sequence)
     for i, token in enumerate(base.continuation):
         logs = logits.float().log_softmax(0)
@@ -135,9 +160,3 @@ def test_a_baseline_ends_at_the_end_token():
     model.generation_config.eos_token_id = end
     shorter = baseline(Engine(model, page_size=4), TOKENS[:60], 20)
     assert shorter.continuation == base.continuation[: base.continuation.index(end) + 1]
-
-
-def forced_sampling():
-    from kvfoot.engine.sampler import Sampling
-
-    return Sampling()

@@ -7,6 +7,7 @@ evicts or reads a part while it decodes, else in passes: the logits are the same
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence as Many
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from kvfoot.core.budget import Cut
 from kvfoot.engine.runner import Runner
 from kvfoot.engine.sequence import Sequence
-from kvfoot.engine.step import Span, Step
+from kvfoot.engine.span import Span
 
 PASS = 256
 """Most tokens of a pass whose logits are all held."""
@@ -47,7 +48,8 @@ def read(runner: Runner, sequence: Sequence) -> Iterator[tuple[int, Tensor]]:
     Exhaust it: the prompt is settled and checked after the last pass.
     """
     for part in sequence.passes:
-        yield part.start, _pass(runner, sequence, sequence.tokens[part.start : part.stop], part.cut)
+        patch = sequence.tokens[slice(*part.patch)] if part.patch else []
+        yield part.start, _pass(runner, sequence, sequence.tokens[part.start : part.stop], part.cut, patch)
     runner.cache.settle()
     sequence.verify()
     sequence.freeze()
@@ -62,10 +64,12 @@ def follow(runner: Runner, sequence: Sequence, tokens: list[int]) -> Iterator[Te
     sequence.verify()
 
 
-def _pass(runner: Runner, sequence: Sequence, tokens: list[int], cut: Cut | None) -> Tensor:
+def _pass(runner: Runner, sequence: Sequence, tokens: list[int], cut: Cut | None, patch: Many[int] = ()) -> Tensor:
+    """patch: tokens behind the pass that observe and are not stored; their logits are left out."""
     model = _EveryToken(runner.model)
-    Step(runner.cache, runner.backend, [Span(sequence, 0, len(tokens), cut)]).forward(model, tokens)
-    return model.logits
+    span = Span(sequence, 0, len(tokens), cut, patch=len(patch))
+    runner.step([span]).forward(model, [*tokens, *patch])
+    return model.logits[: len(tokens)]
 
 
 @torch.inference_mode()
