@@ -1,0 +1,1 @@
+"""Public benchmarks whose data is downloaded: HELMET and LongBench (the extra `datasets`)."""
