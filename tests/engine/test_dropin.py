@@ -150,6 +150,20 @@ def test_a_cache_goes_on_with_its_conversation(mode: dict[str, Any]) -> None:
     assert record.tokens == {"prompt": 75 + 9, "generated": 12}
 
 
+def test_a_cache_does_not_mind_the_callers_mode() -> None:
+    prompt, turn = tiny.tokens(75), tiny.tokens(9, 9)
+
+    def talk(first: Any, second: Any) -> list[int]:
+        with Cache(model(), **SNAP, **STRICT) as past:
+            with first():
+                answer = generate(model(), [prompt], past)[0]
+            with second():
+                return generate(model(), [prompt + answer + turn], past)[0]
+
+    modes = (torch.no_grad, torch.inference_mode)
+    assert len({tuple(talk(a, b)) for a in modes for b in modes}) == 1
+
+
 def test_two_calls_with_a_cache_each() -> None:
     for _ in range(2):
         with Cache(model(), **SNAP, **STRICT) as past:

@@ -235,8 +235,8 @@ class Cache(PassCache):
             raise UsageError("kvfoot.Cache takes an attention mask [batch, tokens]: causal order is its own business")
         if mask.shape != (B, self.seen + T):
             raise UsageError(
-                f"an attention mask of {mask.shape[1]} columns, {T} new tokens, {self.seen} seen: the cache goes on "
-                "from its own prompt: give the whole conversation without prefill_chunk_size, or make a new kvfoot.Cache"
+                f"an attention mask of {mask.shape[1]} columns, {T} new tokens, {self.seen} seen: a cache goes on from "
+                "its own prompt: give the whole conversation without prefill_chunk_size, or make a new kvfoot.Cache"
             )
         return mask
 
@@ -263,7 +263,7 @@ class Cache(PassCache):
         plan = lambda i: self.engine.plan(self.method, self.limits, lengths[i], self.chunk, 0)  # noqa: E731
         if self._runner is None:
             # A row of pads so far may be as long as what is still to come.
-            with torch.inference_mode(False):
+            with torch.inference_mode(False):  # the pool is written to in any mode
                 self._runner = self.engine.runner([plan(i) for i in new], self.room + (self.chunk or 0))
         for i in new:
             if firsts[i] < T:

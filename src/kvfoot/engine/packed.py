@@ -48,15 +48,19 @@ class Forward:
         for r, own in zip(rows, lens, strict=True):
             r.lens = own
 
-    @torch.no_grad()
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """q [B, heads, T, D], k and v [B, kv_heads, T, D] -> [B, T, heads, D], zero at pads."""
         B, heads, T, D = q.shape
         out = q.new_zeros(B, T, heads, D) if self.padded else q.new_empty(B, T, heads, D)
+        with torch.inference_mode():  # whatever the caller's mode: scratch made in one is not to be written in another
+            self._attend(layer, (q, k, v), scale, out)
+        return out
+
+    def _attend(self, layer: int, every: States, scale: float, out: Tensor) -> None:
         for step, some, starts in self.steps:
             for piece, start in zip(some, starts, strict=True):
                 piece.lane.sequence.rows.seen = start
-            packed = _pack([_joined(piece, layer, q, k, v) for piece in some])
+            packed = _pack([_joined(piece, layer, every) for piece in some])
             found = step.attend(layer, *packed, scale)[0]
             at = 0
             for piece in some:
@@ -64,11 +68,10 @@ class Forward:
                 out[piece.lane.index, piece.start : piece.stop] = found[at - piece.stop + piece.start : at]
                 piece.lane.held.pop(layer, None)
         for piece in self.open:
-            states = _joined(piece, layer, q, k, v)
+            states = _joined(piece, layer, every)
             found = self._glance(piece, layer, states, scale)
             out[piece.lane.index, piece.start : piece.stop] = found[piece.before :]
             piece.lane.held[layer] = (states[0].clone(), states[1].clone(), states[2].clone())
-        return out
 
     def done(self) -> None:
         """All layers have been through. Raises NotFinite."""
@@ -103,9 +106,9 @@ class Forward:
         return found[0]
 
 
-def _joined(piece: Piece, layer: int, q: Tensor, k: Tensor, v: Tensor) -> States:
+def _joined(piece: Piece, layer: int, every: States) -> States:
     """The pass's tokens of one lane as far as they have come: those held, then the new ones."""
-    own = [x[piece.lane.index, :, piece.start : piece.stop] for x in (q, k, v)]
+    own = [x[piece.lane.index, :, piece.start : piece.stop] for x in every]
     if piece.before:
         own = [torch.cat(pair, 1) for pair in zip(piece.lane.held[layer], own, strict=True)]
     return own[0], own[1], own[2]
