@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kvfoot.core.budget import Budget
 from kvfoot.core.errors import UsageError
-from kvfoot.core.hooks import Method
+from kvfoot.core.hooks import Method, Needs
 from kvfoot.core.records import RunRecord
 from kvfoot.core.registry import method as find_method
 from kvfoot.engine import account
@@ -29,7 +29,7 @@ from kvfoot.engine.packed import Forward
 from kvfoot.engine.prompts import check_length
 from kvfoot.engine.runner import Runner
 from kvfoot.engine.sampler import Sampling
-from kvfoot.models.bridge import PREFIX, PassCache, attach
+from kvfoot.models.bridge import PREFIX, Call, PassCache, attach
 
 
 class Cache(PassCache):
@@ -64,6 +64,7 @@ class Cache(PassCache):
         self.layers, self.seen, self.closed = [], 0, False
         self.method, self.limits = find_method(method, options), Budget.of(keep, budget, evict)
         self.chunk, self.prompt, self.room = chunk, prompt, room
+        _check_method(self.method)
         if prompt is not None and prompt < 1:
             raise UsageError(f"prompt={prompt}: give the columns of the padded prompt, input_ids.shape[1]")
         base = _base(model)
@@ -219,12 +220,12 @@ class Cache(PassCache):
             self._clock.begun()
         self._broken = False
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attend(self, call: Call) -> Tensor:
         """q [B, heads, T, D], k and v [B, kv_heads, T, D] -> attention output [B, T, heads, D], zero at pads."""
         assert self._forward is not None
-        if q.requires_grad:
+        if call.q.requires_grad:
             raise UsageError("kvfoot.Cache does not train: call the model within torch.no_grad()")
-        return self._forward.attend(layer, q, k, v, scale)
+        return self._forward.attend(call)
 
     # What a pass is checked for
 
@@ -284,6 +285,16 @@ class Cache(PassCache):
         if given is not None and not chunked and bool((token & (given != own)).any()):
             raise UsageError("position_ids do not count each sequence's own tokens from 0: leave them to generate()")
         return own.where(token, 0)
+
+
+def _check_method(method: Method) -> None:
+    """Refuse what transformers' own passes leave no room for."""
+    if Needs.PRE_ROPE in method.needs:
+        raise UsageError(
+            f"{method.name} renumbers positions (PRE_ROPE), generate() rotates by its own: use kvfoot.Engine"
+        )
+    if getattr(method, "patch", False):
+        raise UsageError(f"{method.name}: patch=true adds tokens to a pass, generate() has its own: use kvfoot.Engine")
 
 
 def _base(model: Any) -> Any:

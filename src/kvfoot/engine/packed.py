@@ -11,7 +11,9 @@ from kvfoot.cache.kv import KVCache
 from kvfoot.cache.trace import Trace
 from kvfoot.core.errors import NotFinite
 from kvfoot.engine.lanes import Lane, Piece, States, pieces, ranks
-from kvfoot.engine.step import Span, Step
+from kvfoot.engine.span import Span
+from kvfoot.engine.step import Step
+from kvfoot.models.bridge import Call
 
 
 class Forward:
@@ -48,30 +50,30 @@ class Forward:
         for r, own in zip(rows, lens, strict=True):
             r.lens = own
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attend(self, call: Call) -> Tensor:
         """q [B, heads, T, D], k and v [B, kv_heads, T, D] -> [B, T, heads, D], zero at pads."""
-        B, heads, T, D = q.shape
-        out = q.new_zeros(B, T, heads, D) if self.padded else q.new_empty(B, T, heads, D)
+        B, heads, T, D = call.q.shape
+        out = call.q.new_zeros(B, T, heads, D) if self.padded else call.q.new_empty(B, T, heads, D)
         with torch.inference_mode():  # whatever the caller's mode: scratch made in one is not to be written in another
-            self._attend(layer, (q, k, v), scale, out)
+            self._attend(call, out)
         return out
 
-    def _attend(self, layer: int, every: States, scale: float, out: Tensor) -> None:
+    def _attend(self, call: Call, out: Tensor) -> None:
         for step, some, starts in self.steps:
             for piece, start in zip(some, starts, strict=True):
                 piece.lane.sequence.rows.seen = start
-            packed = _pack([_joined(piece, layer, every) for piece in some])
-            found = step.attend(layer, *packed, scale)[0]
+            found = step.attend(_packed(call, [_joined(piece, call) for piece in some]))[0]
             at = 0
             for piece in some:
                 at += piece.n
                 out[piece.lane.index, piece.start : piece.stop] = found[at - piece.stop + piece.start : at]
-                piece.lane.held.pop(layer, None)
+                piece.lane.held.pop(call.layer, None)
         for piece in self.open:
-            states = _joined(piece, layer, every)
-            found = self._glance(piece, layer, states, scale)
-            out[piece.lane.index, piece.start : piece.stop] = found[piece.before :]
-            piece.lane.held[layer] = (states[0].clone(), states[1].clone(), states[2].clone())
+            states = _joined(piece, call)
+            out[piece.lane.index, piece.start : piece.stop] = self._glance(piece, _packed(call, [states]))[
+                piece.before :
+            ]
+            piece.lane.held[call.layer] = (states[0].clone(), states[1].clone(), states[2].clone())
 
     def done(self) -> None:
         """All layers have been through. Raises NotFinite."""
@@ -81,16 +83,16 @@ class Forward:
             if not bool(torch.isfinite(torch.stack(step.checks)).all()):
                 raise NotFinite(step._blame())
 
-    def _glance(self, piece: Piece, layer: int, states: States, scale: float) -> Tensor:
+    def _glance(self, piece: Piece, call: Call) -> Tensor:
         """Attention [n, heads, D] of a pass that is not whole yet, on a fork of the layer's rows."""
-        sequence, cache = piece.lane.sequence, self.cache
+        sequence, cache, layer = piece.lane.sequence, self.cache, call.layer
         rows, twin = sequence.rows, cache.open()
         shared = rows.forked
         twin.forked = rows.forked = True
         twin.seen = piece.lane.read - piece.n
         twin.lens[layer] = rows.lens[layer]
         twin.pages[layer] = [ids.copy() for ids in rows.pages[layer]]
-        twin.ordered[layer] = rows.ordered[layer]
+        twin.ordered[layer], twin.turn[layer] = rows.ordered[layer], rows.turn[layer]
         for ids in twin.pages[layer]:
             cache.pool.share(ids)
         guest = replace(
@@ -100,24 +102,21 @@ class Forward:
             trace=Trace(cache.geometry, 0, 0),
             promised=twin.lens.copy(),
         )
-        found = Step(cache, self.backend, [Span(guest, 0, piece.n, None)]).attend(layer, *_pack([states]), scale)
+        found = Step(cache, self.backend, [Span(guest, 0, piece.n, None)]).attend(call)
         cache.release(twin)
         rows.forked = shared
         return found[0]
 
 
-def _joined(piece: Piece, layer: int, every: States) -> States:
+def _joined(piece: Piece, call: Call) -> States:
     """The pass's tokens of one lane as far as they have come: those held, then the new ones."""
-    own = [x[piece.lane.index, :, piece.start : piece.stop] for x in every]
+    own = [x[piece.lane.index, :, piece.start : piece.stop] for x in (call.q, call.k, call.v)]
     if piece.before:
-        own = [torch.cat(pair, 1) for pair in zip(piece.lane.held[layer], own, strict=True)]
+        own = [torch.cat(pair, 1) for pair in zip(piece.lane.held[call.layer], own, strict=True)]
     return own[0], own[1], own[2]
 
 
-def _pack(states: list[States]) -> States:
-    """One packed axis: [1, heads, T', D]."""
-    if len(states) == 1:
-        q, k, v = (x[None] for x in states[0])
-    else:
-        q, k, v = (torch.cat(parts, 1)[None] for parts in zip(*states, strict=True))
-    return q, k, v
+def _packed(call: Call, states: list[States]) -> Call:
+    """The same call over one packed axis: [1, heads, T', D]."""
+    q, k, v = (parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in zip(*states, strict=True))
+    return replace(call, q=q[None], k=k[None], v=v[None])

@@ -13,7 +13,7 @@ from kvfoot.cache import file
 from kvfoot.cache.trace import Pass, Trace
 from kvfoot.core.budget import Cut, PromptPass
 from kvfoot.core.errors import BrokenPromise, UsageError
-from kvfoot.core.hooks import POSITION, Plan, Plane
+from kvfoot.core.hooks import POSITION, Band, Plan, Plane
 from kvfoot.core.registry import method as find_method
 from kvfoot.engine.clock import Clock
 from kvfoot.engine.runner import Listener, Runner
@@ -167,6 +167,8 @@ def _numbers(sequence: Sequence) -> dict[str, Tensor]:
         "before": np.stack([p.before for p in passes]).astype(np.int64),
         "scans": np.stack(scans).astype(np.int64),
     }
+    if sequence.plan.band is not None:
+        found["band"] = sequence.plan.band.rows
     if sequence.later is not None:
         found["later"] = sequence.later.counts.astype(np.int32)
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in found.items()}
@@ -174,12 +176,14 @@ def _numbers(sequence: Sequence) -> dict[str, Tensor]:
 
 def _words(sequence: Sequence) -> dict[str, Any]:
     """The rest of a sequence."""
-    later = sequence.later
+    later, band = sequence.later, sequence.plan.band
     return {
         "prompt": sequence.prompt,
         "ordered": [bool(x) for x in sequence.rows.ordered],
+        "turn": [int(x) for x in sequence.rows.turn],
         "rows_promised": sequence.rows_promised,
         "later": None if later is None else {"scope": later.scope, "ragged": later.ragged},
+        "band": None if band is None else {"sink": band.sink, "window": band.window},
         "entry_bytes": sequence.trace.entry_bytes,
     }
 
@@ -188,10 +192,15 @@ def _plan(header: dict[str, Any], name: str, numbers: dict[str, Tensor]) -> Plan
     """The plan's remainder: the prompt is over and has left what it has left."""
     known = {POSITION.name: POSITION}
     planes = tuple(known.get(n) or Plane(n, width, getattr(torch, dtype)) for n, width, dtype in header["planes"])
-    said = header["sequences"][name]["later"]
+    said, band = (header["sequences"][name][key] for key in ("later", "band"))
     later = None if said is None else Cut(said["scope"], numbers["later"].numpy(), said["ragged"])
     kept = Cut("all", numbers["held"].numpy().astype(np.int32))
-    return Plan((PromptPass(0, header["sequences"]["document"]["prompt"], kept),), later, planes)
+    return Plan(
+        (PromptPass(0, header["sequences"]["document"]["prompt"], kept),),
+        later,
+        planes,
+        None if band is None else Band(**band, rows=numbers["band"].numpy()),
+    )
 
 
 def _sequence(
@@ -204,7 +213,7 @@ def _sequence(
     ):
         trace.passes.append(Pass(n, seen, before, uncommitted, scan))
     rows = file.unpack(runner.cache, numbers, base)
-    rows.seen, rows.ordered = int(numbers["seen"]), list(words["ordered"])
+    rows.seen, rows.ordered, rows.turn = int(numbers["seen"]), list(words["ordered"]), list(words["turn"])
     config = header["config"]
     sequence = Sequence(
         tokens=numbers["tokens"].tolist(),
