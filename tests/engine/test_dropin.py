@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from test_equality import DECIDED, SHAPES, pair
 
 import kvfoot
 import lawtable
 import tiny
 from kvfoot.core.errors import NotFinite, UsageError
+from kvfoot.core.hooks import Needs
+from kvfoot.core.registry import methods
 from kvfoot.engine.dropin import Cache
 
 LENGTHS = (75, 33, 64)
@@ -42,10 +45,13 @@ def model() -> Any:
 
 def runs(cases: list[lawtable.Case]) -> list[Any]:
     """Every method in chunks of 7; in larger ones and in one pass with one budget each."""
+    once = {64: {"keep": 0.5, "evict": "chunk"}, None: {"budget": 24, "evict": "post"}}
     found = []
     for name, options, mode in cases:
+        if Needs.PRE_ROPE in methods()[name].needs:
+            continue
         for chunk in (7, 64, None):
-            if chunk == 7 or mode in ({}, {"keep": 0.5, "evict": "chunk"}, {"budget": 24, "evict": "post"}):
+            if chunk == 7 or mode in ({}, once[chunk]):
                 found.append(pytest.param(name, options, mode, chunk, id=f"{name}-{lawtable.label(mode)}-{chunk}"))
     return found
 
@@ -71,6 +77,22 @@ def test_a_padded_batch_gets_the_engines_tokens(
     assert record.memory.held_bytes == theirs.memory.held_bytes
 
 
+@pytest.mark.parametrize("kind", list(SHAPES))
+def test_every_family(kind: str) -> None:
+    """Windows, sinks of the softmax, layers without RoPE: what holds for the engine holds here."""
+    one, plain = pair(kind)
+    with Cache(one, **STRICT) as past:
+        assert generate(one, PROMPTS, past, prefill_chunk_size=16) == [
+            generate(plain, [p], transformers_cache())[0] for p in PROMPTS
+        ]
+    if kind in DECIDED:
+        how = SNAP | {"evict": "chunk"}
+        with Cache(one, **how, **STRICT) as past:
+            found = generate(one, PROMPTS, past, prefill_chunk_size=16)
+        expected = tiny.Strict(one).generate(PROMPTS, chunk=16, max_new_tokens=6, **how)
+        assert found == [r.tokens for r in expected]
+
+
 @pytest.mark.parametrize("chunk", [None, 7])
 def test_full_is_transformers_own_cache(chunk: int | None) -> None:
     plain = tiny.make("llama")
@@ -87,11 +109,11 @@ def transformers_cache() -> Any:
 
 @pytest.mark.parametrize(("passes", "chunk"), [(7, 16), (16, 7), (1, 7), (None, 7), (40, 33)])
 def test_the_methods_chunks_need_not_be_those_of_transformers(passes: int | None, chunk: int) -> None:
-    how = SNAP | {"evict": "chunk"}
+    how, prompts = SNAP | {"evict": "chunk"}, [tiny.tokens(n, n) for n in (50, 21)]
     with Cache(model(), **how, chunk=chunk, **STRICT) as past:
-        found = generate(model(), PROMPTS, past, prefill_chunk_size=passes)
+        found = generate(model(), prompts, past, prefill_chunk_size=passes)
         record = past.record()
-    expected = tiny.Strict(model()).generate(PROMPTS, chunk=chunk, max_new_tokens=6, **how)
+    expected = tiny.Strict(model()).generate(prompts, chunk=chunk, max_new_tokens=6, **how)
     assert found == [r.tokens for r in expected]
     assert record.footprint == expected[0].record.footprint
 
@@ -268,6 +290,15 @@ def test_layers_on_several_devices_are_refused() -> None:
 
 
 # What is refused
+
+
+def test_methods_that_need_a_pass_of_their_own() -> None:
+    for name in methods():
+        if Needs.PRE_ROPE in methods()[name].needs:
+            with pytest.raises(UsageError, match=rf"{name} renumbers positions \(PRE_ROPE\)"):
+                Cache(model(), name, keep=0.5)
+    with pytest.raises(UsageError, match="snapkv: patch=true adds tokens to a pass"):
+        Cache(model(), "snapkv", options={"patch": True}, keep=0.5, evict="chunk")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ MORE: list[Size] = [
     ("adakv", {"window": 4, "kernel": 3}, {"budget": 20, "evict": "chunk", "chunk": 16}),
     ("tova", {}, {"budget": 20, "evict": "chunk", "chunk": 16}),
     ("pyramidkv", {"window": 4, "kernel": 3}, {"keep": 0.4, "chunk": 16}),
+    ("streamingllm", {"sink": 2}, {"keep": 0.5, "chunk": 16}),
+    ("snapkv", {"window": 4, "patch": True}, {"keep": 0.5, "evict": "chunk", "chunk": 16}),
 ]
 
 
@@ -235,6 +237,23 @@ def test_a_saved_session_goes_on_token_for_token(size: Size, pages: tuple[int, i
     again.close()
     assert again.runner.cache.pool.owned == 0
     assert found.record.config["resumed"]
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "gpt_oss", "qwen3-window"])
+def test_window_layers_are_saved_as_the_rings_they_are(kind: str, tmp_path: Path) -> None:
+    from test_equality import pair
+
+    one = tiny.Strict(pair(kind)[0], Chat(), page_size=4)
+    session = one.session(DOCUMENT, method="snapkv", options={"window": 4}, keep=0.5)
+    session.turn("Who?", max_new_tokens=30)
+    assert session.talk is not None
+    assert any(session.talk.rows.turn)
+    session.save(tmp_path / "ring.kv")
+    again = one.resume(tmp_path / "ring.kv")
+    assert again.ask("When?", max_new_tokens=6).tokens == session.ask("When?", max_new_tokens=6).tokens
+    assert again.turn("Why?", max_new_tokens=40).tokens == session.turn("Why?", max_new_tokens=40).tokens
+    assert again.talk is not None
+    assert tiny.kept(again.runner, again.talk) == tiny.kept(session.runner, session.talk)
 
 
 def test_a_chat_is_resumed_as_a_chat(tmp_path: Path) -> None:
