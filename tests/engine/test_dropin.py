@@ -13,6 +13,7 @@ import lawtable
 import tiny
 from kvfoot.core.errors import NotFinite, UsageError
 from kvfoot.core.hooks import Needs
+from kvfoot.core.reading import Reader
 from kvfoot.core.registry import methods
 from kvfoot.engine.dropin import Cache
 
@@ -46,14 +47,16 @@ def model() -> Any:
 def runs(cases: list[lawtable.Case]) -> list[Any]:
     """Every method in chunks of 7; in larger ones and in one pass with one budget each."""
     once = {64: {"keep": 0.5, "evict": "chunk"}, None: {"budget": 24, "evict": "post"}}
-    found = []
+    found: list[tuple[str, dict[str, Any], dict[str, Any], int | None]] = []
     for name, options, mode in cases:
         if Needs.PRE_ROPE in methods()[name].needs:
             continue
         for chunk in (7, 64, None):
             if chunk == 7 or mode in ({}, once[chunk]):
-                found.append(pytest.param(name, options, mode, chunk, id=f"{name}-{lawtable.label(mode)}-{chunk}"))
-    return found
+                found.append((name, options, mode, chunk))
+        if issubclass(methods()[name], Reader):
+            found.append((name, options, {"budget": 24}, 7))
+    return [pytest.param(*case, id=f"{case[0]}-{lawtable.label(case[2])}-{case[3]}") for case in found]
 
 
 @pytest.mark.parametrize(("method", "options", "mode", "chunk"), runs(lawtable.first_cases()))

@@ -27,6 +27,7 @@ MORE: list[Size] = [
     ("tova", {}, {"budget": 20, "evict": "chunk", "chunk": 16}),
     ("pyramidkv", {"window": 4, "kernel": 3}, {"keep": 0.4, "chunk": 16}),
     ("streamingllm", {"sink": 2}, {"keep": 0.5, "chunk": 16}),
+    ("refreshkv", {"every": 2, "schedule": "fixed"}, {"budget": 20, "chunk": 16}),
     ("snapkv", {"window": 4, "patch": True}, {"keep": 0.5, "evict": "chunk", "chunk": 16}),
 ]
 

@@ -32,7 +32,6 @@ class Forward:
         self.checks: list[Tensor] = []
         rows = [lane.sequence.rows for lane, _, _ in lanes]
         lens = [r.lens for r in rows]
-        self.seen = [r.seen for r in rows]
         for rank, some in enumerate(ranks(each)):
             at, spans = 0, []
             for piece in some:
@@ -45,8 +44,6 @@ class Forward:
             self.steps.append((Step(cache, backend, spans), some, starts))
             for piece in some:
                 piece.lane.sequence.rows.seen += piece.n
-        self.ends = [r.seen for r in rows]
-        self.rows = rows
         for r, own in zip(rows, lens, strict=True):
             r.lens = own
 
@@ -77,9 +74,10 @@ class Forward:
 
     def done(self) -> None:
         """All layers have been through. Raises NotFinite."""
-        for rows, end in zip(self.rows, self.ends, strict=True):
-            rows.seen = end
-        for step, _, _ in self.steps:
+        for step, some, starts in self.steps:
+            for piece, start in zip(some, starts, strict=True):
+                piece.lane.sequence.rows.seen = start
+            step.done()
             if not bool(torch.isfinite(torch.stack(step.checks)).all()):
                 raise NotFinite(step._blame())
 

@@ -156,7 +156,11 @@ def _room(engine: "Engine", parts: dict[str, dict[str, Tensor]], room: int) -> i
 def _numbers(sequence: Sequence) -> dict[str, Tensor]:
     """Everything about a sequence that is arrays, its entries aside."""
     passes = sequence.trace.passes
-    scans = [p.scan if p.scan is not None else np.zeros_like(p.before) for p in passes]
+    none = np.full(sequence.rows.lens.shape, -1)
+    scans, loaded, refreshed = (
+        [none if value is None else value for value in some]
+        for some in ([p.scan for p in passes], [p.loaded for p in passes], [p.refreshed for p in passes])
+    )
     held = sequence.held if sequence.held is not None else sequence.rows.lens
     found = {
         "seen": np.array(sequence.rows.seen),
@@ -165,7 +169,9 @@ def _numbers(sequence: Sequence) -> dict[str, Tensor]:
         "held": held.astype(np.int64),
         "passes": np.array([[p.n, p.seen, p.uncommitted] for p in passes], np.int64).reshape(-1, 3),
         "before": np.stack([p.before for p in passes]).astype(np.int64),
-        "scans": np.stack(scans).astype(np.int64),
+        "scans": np.stack(scans).astype(np.float64),
+        "loaded": np.stack(loaded).astype(np.int64),
+        "refreshed": np.stack(refreshed).astype(np.int8),
     }
     if sequence.plan.band is not None:
         found["band"] = sequence.plan.band.rows
@@ -183,6 +189,7 @@ def _words(sequence: Sequence) -> dict[str, Any]:
         "turn": [int(x) for x in sequence.rows.turn],
         "rows_promised": sequence.rows_promised,
         "later": None if later is None else {"scope": later.scope, "ragged": later.ragged},
+        "reads": sequence.plan.reads,
         "band": None if band is None else {"sink": band.sink, "window": band.window},
         "entry_bytes": sequence.trace.entry_bytes,
     }
@@ -200,6 +207,7 @@ def _plan(header: dict[str, Any], name: str, numbers: dict[str, Tensor]) -> Plan
         later,
         planes,
         None if band is None else Band(**band, rows=numbers["band"].numpy()),
+        header["sequences"][name]["reads"],
     )
 
 
@@ -208,10 +216,11 @@ def _sequence(
 ) -> Sequence:
     words, geometry = header["sequences"][name], runner.cache.geometry
     trace = Trace(geometry, words["entry_bytes"], geometry.entry_bytes(runner.cache.pool.dtype.itemsize))
-    for (n, seen, uncommitted), before, scan in zip(
-        numbers["passes"].tolist(), numbers["before"].numpy(), numbers["scans"].numpy(), strict=True
-    ):
-        trace.passes.append(Pass(n, seen, before, uncommitted, scan))
+    arrays = (numbers[key].numpy() for key in ("before", "scans", "loaded", "refreshed"))
+    for (n, seen, uncommitted), before, *rest in zip(numbers["passes"].tolist(), *arrays, strict=True):
+        scan, loaded, refreshed = (None if (value < 0).all() else value for value in rest)
+        refreshed = None if refreshed is None else refreshed.astype(bool)
+        trace.passes.append(Pass(n, seen, before, uncommitted, scan, loaded, refreshed))
     rows = file.unpack(runner.cache, numbers, base)
     rows.seen, rows.ordered, rows.turn = int(numbers["seen"]), list(words["ordered"]), list(words["turn"])
     config = header["config"]
