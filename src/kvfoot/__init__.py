@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from kvfoot.core.hooks import Keep, Method, Needs, Plane, Seen
     from kvfoot.core.records import Footprint, RunRecord
     from kvfoot.core.registry import methods, register
+    from kvfoot.engine.dropin import Cache
     from kvfoot.engine.engine import Engine
     from kvfoot.engine.result import Interrupted, Result
     from kvfoot.engine.session import Session
 
 _HOME = {
+    "Cache": "kvfoot.engine.dropin",
     "Engine": "kvfoot.engine.engine",
     "Footprint": "kvfoot.core.records",
     "Interrupted": "kvfoot.engine.result",
@@ -30,6 +32,7 @@ _HOME = {
     "register": "kvfoot.core.registry",
 }
 __all__ = [
+    "Cache",
     "Engine",
     "Footprint",
     "Interrupted",

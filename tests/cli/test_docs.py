@@ -111,3 +111,28 @@ def test_pages_that_are_linked_exist() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", page(name)):
             if not target.startswith("http"):
                 assert ((ROOT / name).parent / target).exists(), f"{name}: {target}"
+
+
+def test_the_drop_in_of_the_docs(model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    one = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    ids = torch.arange(5, 105)[None]
+    found = {"model": one, "inputs": {"input_ids": ids, "attention_mask": torch.ones_like(ids)}}
+    (block,) = code("docs/dropin.md")
+    exec(block, found)
+    assert found["output"].shape == (1, 164)
+    assert found["record"].kept == [[64, 64], [64, 64]], "a quarter would be 25, and the window is 64"
+
+
+def test_the_sessions_of_the_docs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinycli import DOCUMENT
+
+    monkeypatch.chdir(tmp_path)
+    (block,) = code("docs/sessions.md")
+    found = {"document": DOCUMENT}
+    exec(block.replace('"smollm2"', f'"{model}", dtype="float32"'), found)
+    session, later = found["session"], found["later"]
+    assert later.talk.rows.seen - session.talk.rows.seen == 1 + len("\n\nWhy?") + 127
+    assert session.turn("Why?").tokens == later.talk.generated

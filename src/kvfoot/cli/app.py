@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
+from kvfoot.cli.cache import cache
 from kvfoot.cli.critical import critical
 from kvfoot.cli.demo import demo
 from kvfoot.cli.doctor import doctor
@@ -28,6 +29,7 @@ app = typer.Typer(
 for verb in (run, methods, doctor, demo, critical, report, tune):
     app.command()(verb)
 app.command("eval")(evaluate)
+app.add_typer(cache)
 app.add_typer(train)
 
 

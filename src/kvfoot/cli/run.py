@@ -1,5 +1,6 @@
 """`kvfoot run`: a prompt through a model with a method; the text on the standard output, the cost beside it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from kvfoot.core.records import RunRecord
     from kvfoot.engine.engine import Engine
+    from kvfoot.engine.session import Session
 
 
 def run(
@@ -71,7 +73,7 @@ def run(
         method, options, budget, evict, tokens = s.method, s.options, s.budget, s.evict, s.chunk
         keep = None if s.keep is None else str(s.keep)
     text = inputs.prompt_text(prompt_file)
-    _check(method, options, keep, budget, evict, backend)
+    check_method(method, options, keep, budget, evict, backend)
 
     from kvfoot.cli.console import load, stderr
     from kvfoot.engine.sampler import Sampling
@@ -87,7 +89,7 @@ def run(
     return _generate(console, engine, text, questions, how | new, record)
 
 
-def _check(
+def check_method(
     method: str, options: dict[str, Any], keep: str | None, budget: int | None, evict: str, backend: str | None
 ) -> None:
     """Refuse a wrong method, option or budget in a second, before the model is loaded."""
@@ -120,9 +122,9 @@ def _generate(
             watch.finish(results[0].text)
     if count > 1:
         for i, (asked, result) in enumerate(zip(questions, results, strict=False)):
-            _heading(console, asked, first=i == 0)
+            heading(console, asked, first=i == 0)
             print(result.text, flush=True)
-    return _close(console, [results[0].record] if results else [], path, interrupted)
+    return close(console, [results[0].record] if results else [], path, interrupted)
 
 
 def _ask(
@@ -136,17 +138,34 @@ def _ask(
 ) -> int:
     """The document once, then one question after the other on what was kept of it."""
     from kvfoot.cli.console import Watch
+
+    def read() -> "Session":
+        watch = Watch(console, engine.tokenizer)
+        with watch.watching():
+            return engine.session(text, listener=watch, room=room(engine, questions, new), **how)
+
+    return ask_all(console, engine, read, questions, new, path)
+
+
+def ask_all(
+    console: "Console",
+    engine: "Engine",
+    session_of: "Callable[[], Session]",
+    questions: list[str],
+    new: dict[str, Any],
+    path: Path | None,
+) -> int:
+    """One question after the other, each on the same kept cache."""
+    from kvfoot.cli.console import Watch
     from kvfoot.engine.result import Interrupted
 
     records: list[RunRecord] = []
     interrupted = False
     try:
-        watch = Watch(console, engine.tokenizer)
-        with watch.watching():
-            session = engine.session(text, listener=watch, room=_room(engine, questions, new), **how)
+        session = session_of()
         for i, asked in enumerate(questions):
             if len(questions) > 1:
-                _heading(console, asked, first=i == 0)
+                heading(console, asked, first=i == 0)
             watch = Watch(console, engine.tokenizer)
             session.runner.tell = watch
             with watch.watching():
@@ -157,22 +176,22 @@ def _ask(
     except Interrupted as stop:
         records += [r.record for r in stop.results]
         interrupted = True
-    return _close(console, records, path, interrupted)
+    return close(console, records, path, interrupted)
 
 
-def _room(engine: "Engine", questions: list[str], new: dict[str, Any]) -> int:
+def room(engine: "Engine", questions: list[str], new: dict[str, Any]) -> int:
     """Tokens that the longest question and its answer may take, the chat template's end included."""
     longest = max(len(engine.tokenizer(q)["input_ids"]) for q in questions)
     return longest + int(new["max_new_tokens"]) + 64
 
 
-def _heading(console: "Console", question: str, first: bool) -> None:
+def heading(console: "Console", question: str, first: bool) -> None:
     if not first:
         print(flush=True)
     console.print(question, style="bold", markup=False)
 
 
-def _close(console: "Console", records: "list[RunRecord]", path: Path | None, interrupted: bool) -> int:
+def close(console: "Console", records: "list[RunRecord]", path: Path | None, interrupted: bool) -> int:
     """The cost, and the record: the text has been shown whatever happens here."""
     from kvfoot.report.table import summary
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -143,16 +144,16 @@ class Engine:
         room: int = 1024,
         listener: Listener | None = None,
     ) -> Session:
-        """Read a document once, keep what the method keeps, ask about it as often as wanted (`Session.ask`).
+        """Read a document once, keep what the method keeps, ask about it as often as wanted (`Session.ask`, `turn`).
 
-        room: tokens of question and answer that one `ask` may need (for the pool on an accelerator).
+        room: tokens that one `ask`, or all turns of the conversation, may need (for the pool on an accelerator).
         """
         chosen, limits = find_method(method, options), Budget.of(keep, budget, evict)
         tokens = encode(self._need_tokenizer(), document, "?", after=True, chat=chat).before
         plan = self.plan(chosen, limits, len(tokens), chunk, 0)
         chat = uses_chat(self.tokenizer, chat)
         config = self.config(chosen, limits, chunk, 0, Sampling()) | {"chat": chat}
-        return Session(
+        return Session.read(
             self.runner([plan], room, listener, asking=True),
             self.tokenizer,
             document,
@@ -162,6 +163,16 @@ class Engine:
             config,
             self.revision,
         )
+
+    def resume(self, path: str | Path, *, room: int = 1024, listener: Listener | None = None) -> Session:
+        """The session that `Session.save` wrote, read into a pool of its own; room as in `session`.
+
+        Raises UsageError for a file of another model, dtype or newer version, or one that is damaged.
+        """
+        from kvfoot.engine.saved import resume
+
+        self._need_tokenizer()
+        return resume(self, Path(path), room, listener)
 
     def plan(self, method: Method, budget: Budget, prompt: int, chunk: int | None, new: int) -> Plan:
         """The method's plan for a prompt of `prompt` tokens. Raises UsageError where it does not fit the model."""

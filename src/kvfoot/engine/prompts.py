@@ -56,9 +56,24 @@ def encode(
     return Prompt(ids(rendered[: at + len(core)]), ids(rendered[at + len(core) :]))
 
 
-def _rendered(tokenizer: Any, content: str) -> str:
-    turn = [{"role": "user", "content": content}]
-    return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+def follow(tokenizer: Any, message: str, *, chat: bool | None = None) -> list[int]:
+    """The next turn after an answer: the answer's end as the template writes it, the message, the turn's end.
+
+    Raises UsageError for a template that rewrites earlier turns.
+    """
+    if not uses_chat(tokenizer, chat):
+        return list(tokenizer(JOINT + message, add_special_tokens=False)["input_ids"])
+    rendered = _rendered(tokenizer, "?", MARK, message)
+    at = rendered.rfind(MARK)
+    if at < 0:
+        raise UsageError("the chat template rewrites answers: a turn cannot be added to them (use --no-chat)")
+    return list(tokenizer(rendered[at + len(MARK) :], add_special_tokens=False)["input_ids"])
+
+
+def _rendered(tokenizer: Any, *contents: str) -> str:
+    """A conversation that the user began, with the next answer's beginning."""
+    turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
 def check_length(positions: int, prompt: int, new: int) -> None:

@@ -168,12 +168,15 @@ def peak_pages(plan: Plan, geometry: Geometry, page_size: int, later: int) -> in
 
 
 def session_pages(plan: Plan, geometry: Geometry, page_size: int, later: int) -> int:
-    """Pages that a kept prompt and one fork of it, `later` tokens further, own at their worst moment."""
+    """Pages that a kept prompt and two forks of it, `later` tokens further, own at their worst moment.
+
+    Two: a conversation, and the question or turn that is being answered.
+    """
     *_, kept, after = _lengths(plan, geometry, later)
     rewrites = plan.later is not None or len(plan.planes) > 1 or any(geometry.windows)
     shared = 0 if rewrites else _pages(plan, kept, page_size, whole=True)
     own = _pages(plan, after, page_size) - shared
-    return max(peak_pages(plan, geometry, page_size, 0), int((_pages(plan, kept, page_size) + own).sum()))
+    return max(peak_pages(plan, geometry, page_size, 0), int((_pages(plan, kept, page_size) + 2 * own).sum()))
 
 
 def _lengths(plan: Plan, geometry: Geometry, later: int) -> list[np.ndarray]:
