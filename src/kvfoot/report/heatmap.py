@@ -20,3 +20,8 @@ def heatmap(values: Sequence[Sequence[float]], full: Sequence[Sequence[bool]]) -
             text.append(f"[{shade}]" if role else f" {shade} ", style=FULL if role else STREAMING)
         text.append(f" {sum(map(bool, roles)):>4}\n", style="dim")
     return text
+
+
+def as_text(values: Sequence[Sequence[float]], full: Sequence[Sequence[bool]]) -> str:
+    """The same without colours."""
+    return heatmap(values, full).plain
