@@ -16,6 +16,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "heads": [
         {"roles": "random", "sparsity": 0.5, "seed": 3, "sink": 2, "window": 6},
         {"roles": "streaming", "sink": 0, "window": 9},
+        {"roles": "random", "sparsity": 0.75, "sink": 1, "window": 4, "exact": True},
     ],
     "h2o": [{}, {"group": "max", "recent": 0.25}],
     "keynorm": [{"skip": 0}, {"skip": 1, "window": 2, "sink": 1}],

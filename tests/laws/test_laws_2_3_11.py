@@ -63,6 +63,8 @@ def check_run(name: str, options: dict[str, Any], mode: dict[str, Any], run: tin
     model, geometry = run.engine.model, run.engine.geometry
     T = run.passes[-1].stop
     mask = oracle.visibility(run.passes, geometry.layers, geometry.kv_heads, T)
+    if run.sequence.plan.band is not None:
+        mask = oracle.banded(mask, run.sequence.plan.band)
     keys: list[Tensor] = []
     ranked = run.passes if Needs.PRE_ROPE in find_method(name, options).needs else None
     logits, scores = oracle.forward(model, run.tokens[:T], mask, keys, ranked)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import stub
 import tiny
@@ -35,7 +36,7 @@ def test_the_published_vector() -> None:
     assert result.footprint.kv == (551_775 + 189_286) / (2 * 551_775)
     assert result.footprint.peak == (1000 + 80 + 232) / (2 * 1050)  # the last chunk of 232
     assert result.sequences[0].kept == [[1000, 80]]
-    assert result.config["options"] == {"file": "", "sparsity": None, "seed": 0, **options}
+    assert result.config["options"] == {"file": "", "sparsity": None, "exact": False, "seed": 0, **options}
 
 
 def test_one_chunk_is_full_attention_while_the_prompt_is_read() -> None:
@@ -47,6 +48,20 @@ def test_one_chunk_is_full_attention_while_the_prompt_is_read() -> None:
     assert run(50)[0].record.footprint.kv < 0.22
 
 
+def test_exact_windows_do_not_depend_on_the_chunk() -> None:
+    """As a run token by token; the chunk-wise mask sees more within a chunk."""
+    engine, prompt = tiny.Strict(tiny.llama()), tiny.tokens(75)
+    logits = {}
+    for chunk, exact in ((1, False), (1, True), (7, True), (None, True), (7, False)):
+        options = {"roles": "10/00", "sink": 2, "window": 5, "exact": exact}
+        done = tiny.run(engine, prompt, "heads", options, chunk=chunk)
+        logits[chunk, exact] = torch.stack([s.logits for s in done.passes if s.stop >= 75])
+        assert [len(row) for layer in done.passes[-1].kept for row in layer] == [80, 7, 7, 7]
+    for case in ((1, True), (7, True), (None, True)):
+        assert (logits[case] - logits[1, False]).abs().max() < 1e-4
+    assert (logits[7, False] - logits[1, False]).abs().max() > 0.05
+
+
 def test_a_file_with_its_own_sinks_window_and_sparsity(tmp_path: Path) -> None:
     path = tmp_path / "heads.json"
     HeadGates(np.array([[0.1, 3.0], [2.0, -1.0]]), "log_alpha", 0.5, sink=1, window=7).save(path)
@@ -55,7 +70,8 @@ def test_a_file_with_its_own_sinks_window_and_sparsity(tmp_path: Path) -> None:
     assert counts(sparsity=0.75) == [[True, False], [True, True]]
     own = find_method("heads", {"file": str(path)})
     assert own.options() == {
-        "file": str(path), "roles": "", "sparsity": None, "sink": 1, "window": 7, "seed": 0, "full": "01/10"
+        "file": str(path), "roles": "", "sparsity": None, "sink": 1, "window": 7, "exact": False, "seed": 0,
+        "full": "01/10",
     }  # fmt: skip
     other = find_method("heads", {"file": str(path), "window": "30", "sparsity": "0.25"}).options()
     assert (other["sink"], other["window"], other["full"]) == (1, 30, "11/10")

@@ -7,7 +7,7 @@ import torch
 
 from kvfoot.core.budget import Budget, Cut
 from kvfoot.core.geometry import Geometry
-from kvfoot.core.hooks import POSITION, Keep, Method, Plan, Seen, require
+from kvfoot.core.hooks import POSITION, Band, Keep, Method, Plan, Seen, require
 from kvfoot.core.registry import register
 from kvfoot.core.roles import HeadGates, check_sparsity, read_roles, write_roles
 from kvfoot.methods.tools import uniform
@@ -34,6 +34,8 @@ class Heads(Method):
     sparsity: share of streaming heads, exactly (default: the file's own; else gates of one half and more are full).
     sink, window: default the file's own, else 128 and 1024. A streaming head is cut to them after every chunk and every
     token, so a chunk sees all of itself and sinks + window of what came before: the mask of the papers' releases.
+    exact: every token sees sinks, `window` tokens before it and itself, inside a chunk too: the answer does not depend
+    on the chunk. What is stored is the same.
     """
 
     file: str = ""
@@ -41,6 +43,7 @@ class Heads(Method):
     sparsity: float | None = None
     sink: int | None = None
     window: int | None = None
+    exact: bool = False
     seed: int = 0
     budgeted: ClassVar[bool] = False
 
@@ -104,7 +107,8 @@ class Heads(Method):
         if full.all():
             return plan
         cut = Cut("all", np.where(full, WHOLE, self.protected).astype(np.int32))
-        return Plan(tuple(replace(part, cut=cut) for part in plan.passes), cut, (POSITION,))
+        band = Band(self.kept[0], self.kept[1] + 1, ~full) if self.exact else None
+        return Plan(tuple(replace(part, cut=cut) for part in plan.passes), cut, (POSITION,), band)
 
     def keep(self, seen: Seen) -> Keep:
         p = seen.positions
