@@ -107,6 +107,10 @@ def train_heads(trainer: Trainer, source: Source, options: RunOptions, listener:
 
 def _begin(trainer: Trainer, source: Source, options: RunOptions, described: dict[str, Any]) -> tuple[int, float]:
     """The first step, and the seconds spent before it."""
+    if any(geometry_of(trainer.model).windows):
+        raise UsageError(
+            "this model has layers with a window of their own: their gates would mean nothing, not supported"
+        )
     state = options.out / "state.safetensors"
     if not options.resume:
         if state.is_file():

@@ -17,7 +17,8 @@ def world(device: torch.device) -> Iterator["World"]:
         return
     own = not dist.is_initialized()
     if own:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        cuda = device.type == "cuda"
+        dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:
