@@ -5,8 +5,8 @@
 DATA has books/, words/ and longproc/ (docs/recall.md); only the training side of it is read. `recall` learns from the
 documents that it was trained on (needles, JSON, chains, routes, books; DuoAttention: those with answers), any other
 model from books (DuoAttention: ten passkeys in them). OUT/MODEL/RUN/ gets heads.json, heads.txt, log.jsonl and a state:
-called again the script goes on where --minutes ended it. OUT/MODEL-summary.json: per run the nll of rows that no run was
-trained on (training side, another seed), for its heads, for random heads and for no full head at all.
+called again the script goes on where --minutes ended it. OUT/MODEL-summary.json: per run the nll of rows that no run
+was trained on (training side, another seed), for its heads, for random heads and for no full head at all.
 """
 
 from __future__ import annotations
