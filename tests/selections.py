@@ -142,9 +142,11 @@ def head_rows(stop: int, layers: int, kv_heads: int, o: dict[str, Any]) -> list[
 
 PRIORITIES: dict[str, Callable[[Row, dict[str, Any]], dict[int, float]]] = {
     "adakv": adakv,
+    "duo": streaming,
     "h2o": h2o,
     "heads": streaming,
     "keynorm": keynorm,
+    "prulong": streaming,
     "pyramidkv": snapkv,
     "random": random,
     "snapkv": snapkv,
@@ -202,7 +204,11 @@ def spared(count: int, size: int, layers: int, o: dict[str, Any]) -> list[int]:
 
 SHARES: dict[str, Callable[[int, int, int, dict[str, Any]], list[int]]] = {"keynorm": spared, "pyramidkv": pyramid}
 """(count, entries in scope, layers, options) -> the most that a row of each layer keeps, where layers differ."""
-ROWS: dict[str, Callable[[int, int, int, dict[str, Any]], list[list[int]]]] = {"heads": head_rows}
+ROWS: dict[str, Callable[[int, int, int, dict[str, Any]], list[list[int]]]] = {
+    "duo": head_rows,
+    "heads": head_rows,
+    "prulong": head_rows,
+}
 """(tokens seen, layers, KV heads, options) -> entries per row, where the heads of a layer differ by definition."""
 TIE = 1e-6
 

@@ -120,3 +120,24 @@ def test_a_file_of_another_model(tmp_path: Path) -> None:
 def test_no_budget() -> None:
     with pytest.raises(UsageError, match="heads takes neither keep nor budget"):
         tiny.run(tiny.Strict(tiny.llama()), tiny.tokens(20), "heads", {"roles": "10/01"}, keep=0.5)
+
+
+def test_methods_by_name_take_the_file_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvfoot.methods.heads import shipped
+
+    engine = tiny.Strict(tiny.llama())
+    identity = engine.geometry.identity
+    for method, sparsity, first in (("prulong", 0.25, 1.0), ("prulong", 0.75, 9.0), ("duo", None, 0.2)):
+        gates = np.array([[first, 2], [3, 0.5]]) if method == "prulong" else np.array([[first, 1], [0, 0.5]])
+        model, scale = {"identity": identity}, "log_alpha" if method == "prulong" else "alpha"
+        file = HeadGates(gates, scale, sparsity, "top", 2, 6, model, {"method": method})  # type: ignore[arg-type]
+        file.save(tmp_path / f"tiny-{method}-{sparsity}.json")
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    result = engine.generate([tiny.tokens(75)], method="prulong", chunk=16, max_new_tokens=2)[0].record
+    options = result.config["options"]
+    assert (options["file"], options["sparsity"], options["full"]) == ("tiny-prulong-0.75", 0.7, "10/00")
+    assert result.sequences[0].kept == [[75, 8], [8, 8]]
+    assert engine.method("prulong", {"sparsity": 0.3}).options()["full"] == "01/10"
+    assert engine.method("duo").options()["full"] == "01/01"
+    with pytest.raises(UsageError, match=r"prulong: no heads file for this model comes with kvfoot: train one"):
+        tiny.Strict(tiny.qwen2()).generate([tiny.tokens(20)], method="prulong")

@@ -102,6 +102,19 @@ def test_open_gates_are_the_model_itself(kind: str) -> None:
     assert model.config._attn_implementation == before
 
 
+def test_bf16_activations_and_fp32_gates() -> None:
+    """Trap 13: outputs in the model's dtype, gradients of the gates in their own."""
+    model, row, mixed = tiny.make("llama", dtype=torch.bfloat16), one(), Mixed(Near(2, 6))
+    z = torch.full((2, 2), 0.5, requires_grad=True)
+    value = loss(model, mixed, row, z, checkpointing=True)
+    exact = tiny.make("llama")
+    wide = torch.full((2, 2), 0.5, requires_grad=True)
+    expected = loss(exact, mixed, row, wide)
+    assert (value.dtype, z.grad.dtype) == (torch.float32, torch.float32)  # type: ignore[union-attr]
+    assert value.item() == pytest.approx(expected.item(), rel=0.02)
+    assert (z.grad - wide.grad).abs().max() < 0.1 * wide.grad.abs().max()  # type: ignore[union-attr, operator]
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_shut_gates_are_the_engine_s_streaming_heads(kind: str) -> None:
     """With chunks of one token a streaming head of the engine sees sinks, `window` stored ones, and itself."""

@@ -10,6 +10,7 @@ from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import POSITION, Band, Keep, Method, Plan, Seen, require
 from kvfoot.core.registry import register
 from kvfoot.core.roles import HeadGates, check_sparsity, read_roles, write_roles
+from kvfoot.methods.heads.shipped import find
 from kvfoot.methods.tools import uniform
 
 SINK, WINDOW = 128, 1024
@@ -28,7 +29,7 @@ WHOLE = np.iinfo(np.int32).max
 class Heads(Method):
     """Static roles per KV head: full heads keep everything, streaming heads hold sinks and a window.
 
-    file: a heads file (kvfoot train prulong, kvfoot train duo), DuoAttention's TSV of gates or PruLong's of 0/1.
+    file: the path of a heads file (kvfoot train prulong or duo), of DuoAttention's TSV of gates or PruLong's of 0/1.
     roles, instead of a file: 0 or 1 per KV head, layers between slashes (10/01); or random, a control: as many random
     heads as `sparsity` says, by `seed`; or streaming: no full head at all.
     sparsity: share of streaming heads, exactly (default: the file's own; else gates of one half and more are full).
@@ -71,7 +72,7 @@ class Heads(Method):
     def gates(self) -> HeadGates | None:
         """What the file or the option holds; None where the roles follow from the model's shape."""
         if self.file:
-            return HeadGates.load(self.file)
+            return find(self.file)
         if self.roles in ("", "random", "streaming"):
             return None
         return HeadGates(read_roles(self.roles), "mask")
