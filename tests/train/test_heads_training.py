@@ -21,7 +21,7 @@ from kvfoot.train.packing import Written
 from kvfoot.train.prulong import PruLong, PruLongOptions
 from kvfoot.train.run import RunOptions, check_time, estimate, train_heads
 from kvfoot.train.state import load_state
-from kvfoot.train.world import World
+from kvfoot.train.world import World, shard
 
 SHAPE = (planted.LAYERS, planted.HEADS)
 NEAR: dict[str, Any] = {"sink": planted.SINK, "window": planted.WINDOW}
@@ -166,10 +166,12 @@ with world(torch.device("cpu")) as w:
 
 
 def both(out: Path, world: World) -> None:
-    """20 steps of each trainer."""
+    """20 steps of each trainer; of two processes, PruLong's have divided the weights too."""
+    sharded = shard(planted.make(), world, 2)
     duo = DuoOptions(steps=20, rate=0.1, **NEAR)
-    for trainer in (PruLong(planted.make(), SHAPE, SHORT, world), Duo(planted.make(), SHAPE, duo, world)):
-        train_heads(trainer, Written(planted.row), short(out / trainer.name))
+    for trainer in (PruLong(sharded, SHAPE, SHORT, world), Duo(planted.make(), SHAPE, duo, world)):
+        how = replace(short(out / trainer.name), checkpointing=trainer.name == "prulong")
+        train_heads(trainer, Written(planted.row), how)
 
 
 @pytest.mark.slow
@@ -219,6 +221,11 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path: Path) -> 
     with pytest.raises(NotFinite, match=r"the loss is nan at step 7; the last good checkpoint is .*run, step 5"):
         train_heads(trainer, source, short(tmp_path / "run"), spoil)
     assert HeadGates.load(tmp_path / "run" / "heads.json").training["step"] == 5
+
+
+def test_shards_need_equal_shares() -> None:
+    with pytest.raises(UsageError, match="3 rows of a step do not divide among 2 processes"):
+        shard(planted.make(), World(0, 2), 3)
 
 
 def test_rows_without_passkeys_are_refused() -> None:

@@ -31,6 +31,7 @@ Column = Annotated[str, Option(help="field of a JSON line, or column of a parque
 Dtype = Annotated[str, Option(help="of the model: auto, bfloat16, float16 or float32; gates are float32")]
 Device = Annotated[str, Option(help="auto, cpu, cuda or cuda:N")]
 Checkpointing = Annotated[bool, Option(help="make activations again on the way back: less memory, a third more time")]
+Shard = Annotated[bool, Option("--shard", help="under torchrun: divide the weights among the processes (FSDP)")]
 Save = Annotated[int, Option(help="steps between checkpoints")]
 Log = Annotated[int, Option(help="steps between lines of the log")]
 Board = Annotated[Path | None, Option(help="folder for TensorBoard's events")]
@@ -54,6 +55,7 @@ def prulong(
     dtype: Dtype = "auto",
     device: Device = "auto",
     checkpointing: Checkpointing = True,
+    shard: Shard = False,
     save_every: Save = 100,
     log_every: Log = 10,
     tensorboard: Board = None,
@@ -65,7 +67,9 @@ def prulong(
 
     given = {"sparsity": sparsity, "steps": steps, "sink": sink, "window": window, "seed": seed}
     options = _recipe(PruLongOptions, set_ or [], given)
-    run = _Run(model, data, out, length, batch, field, dtype, device, checkpointing, save_every, log_every, resume, yes)
+    run = _Run(
+        model, data, out, length, batch, field, dtype, device, checkpointing, shard, save_every, log_every, resume, yes
+    )  # fmt: skip
     return run.go(PruLong, options, lambda text: text, passes=3, board=tensorboard)
 
 
@@ -89,6 +93,7 @@ def duo(
     dtype: Dtype = "auto",
     device: Device = "auto",
     checkpointing: Checkpointing = True,
+    shard: Shard = False,
     save_every: Save = 100,
     log_every: Log = 10,
     tensorboard: Board = None,
@@ -103,7 +108,9 @@ def duo(
         raise UsageError(f"--supervise {supervise}: questions or passkeys")
     shape = PasskeyShape(keys, words, supervise=supervise)  # type: ignore[arg-type]
     options = _recipe(DuoOptions, set_ or [], {"steps": steps, "sink": sink, "window": window, "seed": seed})
-    run = _Run(model, data, out, length, batch, field, dtype, device, checkpointing, save_every, log_every, resume, yes)
+    run = _Run(
+        model, data, out, length, batch, field, dtype, device, checkpointing, shard, save_every, log_every, resume, yes
+    )  # fmt: skip
     return run.go(Duo, options, lambda text: Passkeys(text, shape, seed), passes=4, board=tensorboard)
 
 
@@ -121,6 +128,7 @@ class _Run:
         dtype: str,
         device: str,
         checkpointing: bool,
+        shard: bool,
         save_every: int,
         log_every: int,
         resume: bool,
@@ -134,7 +142,7 @@ class _Run:
         self.files = find_files(data)
         self.model, self.out, self.length, self.batch, self.field = model, out, length, batch, field
         self.dtype, self.device, self.checkpointing, self.resume, self.yes = dtype, device, checkpointing, resume, yes
-        self.save_every, self.log_every = save_every, log_every
+        self.save_every, self.log_every, self.shard = save_every, log_every, shard
 
     def go(
         self,
@@ -152,7 +160,7 @@ class _Run:
         from kvfoot.models.load import load
         from kvfoot.train.packing import Packed
         from kvfoot.train.run import RunOptions, check_time, estimate, train_heads
-        from kvfoot.train.world import local_device, world
+        from kvfoot.train.world import local_device, shard, world
 
         console = stderr()
         say = lambda line: console.print(line, style="dim", markup=False)  # noqa: E731
@@ -179,7 +187,8 @@ class _Run:
             seconds = estimate(found.model, options.steps * self.batch * self.length, self.length, passes)
             check_time(seconds, self.yes, say)
         with world(found.model.device) as processes:
-            trainer = make(found.model, (geometry.layers, geometry.kv_heads), options, processes)
+            model = shard(found.model, processes, self.batch) if self.shard else found.model
+            trainer = make(model, (geometry.layers, geometry.kv_heads), options, processes)
             how = RunOptions(
                 self.out, self.batch, self.save_every, self.log_every, self.resume, self.checkpointing,
                 data={"files": [path.name for path in self.files], "length": self.length},

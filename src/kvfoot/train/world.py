@@ -3,10 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from kvfoot.core.errors import UsageError
 
 
 @contextmanager
@@ -49,6 +52,22 @@ class World:
     def wait(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+
+def shard(model: Any, world: "World", batch: int) -> Any:
+    """The model with every layer's weights divided among the processes (FSDP2) and gathered when it runs; embedding and
+    output stay whole. Raises UsageError where the processes would not run equally many rows of a step."""
+    if world.size == 1:
+        return model
+    if batch % world.size:
+        raise UsageError(f"--shard: {batch} rows of a step do not divide among {world.size} processes: change --batch")
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(model.device.type, (world.size,))
+    for layer in model.base_model.layers:
+        fully_shard(layer, mesh=mesh)
+    return model
 
 
 def local_device(device: str) -> str:
