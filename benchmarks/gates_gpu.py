@@ -6,7 +6,8 @@ DATA has books/, words/ and longproc/ (docs/recall.md); only the training side o
 documents that it was trained on (needles, JSON, chains, routes, books; DuoAttention: those with answers), any other
 model from books (DuoAttention: ten passkeys in them). OUT/MODEL/RUN/ gets heads.json, heads.txt, log.jsonl and a state:
 called again the script goes on where --minutes ended it. OUT/MODEL-summary.json: per run the nll of rows that no run
-was trained on (training side, another seed), for its heads, for random heads and for no full head at all.
+was trained on (training side, another seed), for its heads, for random heads and for no full head at all. What is
+worth shipping goes to src/kvfoot/data/heads/MODEL-RUN.json, where the methods prulong and duo find it.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ from kvfoot.models.layout import geometry_of
 from kvfoot.models.load import load
 from kvfoot.train.duo import Duo, DuoOptions
 from kvfoot.train.mixed import Mixed, Near
-from kvfoot.train.packing import Packed, Row, Written
+from kvfoot.train.packing import Packed, Row, Written, encoder
 from kvfoot.train.passes import frozen, hidden, nll
 from kvfoot.train.passkeys import Passkeys, PasskeyShape
 from kvfoot.train.prulong import PruLong, PruLongOptions
+from kvfoot.train.recall.feed import one_thread
 from kvfoot.train.run import RunOptions, train_heads
 from kvfoot.train.state import NAME
 from kvfoot.train.world import World
@@ -115,30 +117,32 @@ def of_books(
     files = [
         path for path in sorted((data / "books").glob("*.txt.gz")) if path.name.removesuffix(".txt.gz") in corpus.books
     ]
-    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    text = Packed(files, encode, length, seed=seed, begin=begin)
+    text = Packed(files, encoder(tokenizer), length, seed=seed, begin=begin)
     return (Passkeys(text, PasskeyShape(), seed) if answers else text).take(count)
 
 
 _make: Make | None = None
+Plain = tuple[np.ndarray, tuple[tuple[int, int], ...], np.ndarray | None]
 
 
-def _one(number: int) -> Row:
-    torch.set_num_threads(1)
+def _one(number: int) -> Plain:
+    """A row without tensors: those would travel through /dev/shm, which is small in containers."""
+    one_thread()
     assert _make is not None
-    return _make(number)
+    row = _make(number)
+    return row.tokens.numpy(), row.spans, None if row.supervised is None else row.supervised.numpy()
 
 
 def in_parallel(make: Make, numbers: list[int], workers: int) -> list[Row]:
     """Rows by forked processes: before CUDA is touched."""
     global _make  # noqa: PLW0603
     _make = make
-    torch.multiprocessing.set_sharing_strategy("file_system")
     if workers < 2:
         return list(map(make, numbers))
     with multiprocessing.get_context("fork").Pool(workers) as pool:
-        return pool.map(_one, numbers, chunksize=8)
+        found = pool.map(_one, numbers, chunksize=8)
+    return [Row(torch.from_numpy(a), spans, None if b is None else torch.from_numpy(b)) for a, spans, b in found]
 
 
 @torch.no_grad()
@@ -205,7 +209,8 @@ def train(name: str, given: argparse.Namespace, plan: Plan, end: float) -> None:
     numbers = list(range(plan.steps * plan.rows))
     duo_numbers = list(range(plan.duo_steps * plan.duo_rows))
     fresh = list(range(FRESH, FRESH + given.fresh))
-    loaded = load(name, device="cpu")
+    cuda = torch.cuda.is_available()
+    loaded = load(name, device="cpu", dtype="bfloat16" if cuda else "auto")
     began = time.time()
     if name == "recall":
         from kvfoot.models.builtin import SHIPPED
@@ -218,7 +223,7 @@ def train(name: str, given: argparse.Namespace, plan: Plan, end: float) -> None:
         data, duo_data = books(False, 0, len(numbers)), books(True, 0, len(duo_numbers))
         held = books(True, 1, given.fresh)
     print(f"{name}: {len(data) + len(duo_data)} rows in {time.time() - began:.0f} s", flush=True)
-    model = loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = loaded.model.to("cuda" if cuda else "cpu")
     geometry, near = geometry_of(model), Near(plan.sink, plan.window)
     shape = (geometry.layers, geometry.kv_heads)
     summary_path = given.out / f"{Path(name).name}-summary.json"
@@ -242,7 +247,7 @@ def train(name: str, given: argparse.Namespace, plan: Plan, end: float) -> None:
             out, batch, save_every=50, log_every=10, resume=(out / NAME).is_file(), data=said, model_name=name,
             revision=loaded.revision, checkpointing=plan.length > 4096,
         )  # fmt: skip
-        if torch.cuda.is_available():
+        if cuda:
             torch.cuda.reset_peak_memory_stats()
         began = time.time()
 
@@ -257,7 +262,7 @@ def train(name: str, given: argparse.Namespace, plan: Plan, end: float) -> None:
             return
         wanted = sparsities if one.sparsity is None else [one.sparsity]
         tokens = trainer.options.steps * batch * plan.length
-        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+        peak = torch.cuda.max_memory_allocated() if cuda else None
         with torch.no_grad():
             nats = judge(model, held, gates, wanted, near)
         summary[one.name] = {

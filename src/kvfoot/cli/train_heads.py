@@ -158,7 +158,7 @@ class _Run:
         from kvfoot.cli.console import stderr
         from kvfoot.models.layout import geometry_of
         from kvfoot.models.load import load
-        from kvfoot.train.packing import Packed
+        from kvfoot.train.packing import Packed, encoder
         from kvfoot.train.run import RunOptions, check_time, estimate, train_heads
         from kvfoot.train.world import local_device, shard, world
 
@@ -170,16 +170,10 @@ class _Run:
             raise UsageError(f"--length {self.length} exceeds the model's {geometry.positions} positions")
         if geometry.kv_heads == 1:
             say("note: one KV head per layer: a layer is full or streaming as a whole")
-        encode = lambda text: found.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
         begin = found.tokenizer.bos_token_id
-        text = Packed(
-            self.files,
-            encode,
-            self.length,
-            seed=options.seed,
-            begin=[] if begin is None else [begin],
-            column=self.field,
-        )
+        opening = [] if begin is None else [begin]
+        encode = encoder(found.tokenizer)
+        text = Packed(self.files, encode, self.length, seed=options.seed, begin=opening, column=self.field)
         text.check()
         source = rows(text)
         if found.model.device.type == "cpu":

@@ -20,6 +20,11 @@ OPEN = 64
 """Files held open at once; others are opened again where their cursors stand."""
 
 
+def encoder(tokenizer: Any) -> Encode:
+    """A transformers tokenizer as such a function; a piece longer than its model is nothing to warn about."""
+    return lambda text: list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
 @dataclass(frozen=True)
 class Row:
     """tokens: int64 [T]. spans: its documents, half-open, covering [0, T). supervised: bool [T], tokens whose
