@@ -12,9 +12,16 @@ from kvfoot.core.registry import methods
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "adakv": [{"window": 3, "kernel": 3}, {"window": 2, "sink": 1, "pool": "avg", "group": "max", "alpha": 0.5}],
+    "duo": [{"roles": "streaming", "sink": 2, "window": 8}],
     "full": [{}],
+    "heads": [
+        {"roles": "random", "sparsity": 0.5, "seed": 3, "sink": 2, "window": 6},
+        {"roles": "streaming", "sink": 0, "window": 9},
+        {"roles": "random", "sparsity": 0.75, "sink": 1, "window": 4, "exact": True},
+    ],
     "h2o": [{}, {"group": "max", "recent": 0.25}],
     "keynorm": [{"skip": 0}, {"skip": 1, "window": 2, "sink": 1}],
+    "prulong": [{"roles": "streaming", "sink": 1, "window": 5}],
     "pyramidkv": [{"window": 3, "kernel": 3}, {"window": 2, "sink": 1, "pool": "max", "beta": 3}],
     "random": [{"window": 3, "seed": 5}],
     "refreshkv": [{"every": 3, "schedule": "fixed"}],
@@ -26,6 +33,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 """Options per method that suit prompts of some 80 tokens, chunks of 7, keep = 0.5 and budget = 24."""
 
 PROMPT, NEW = 75, 8
+WHOLE: dict[str, list[dict[str, Any]]] = {
+    "duo": [{"roles": "random", "sparsity": 0.0}],
+    "prulong": [{"roles": "random", "sparsity": 0.0}],
+    "heads": [{"roles": "random", "sparsity": 0.0}, {"roles": "streaming", "sink": 3, "window": PROMPT + NEW}],
+}
+"""Options with which a method that takes no budget keeps everything, where its options in OPTIONS do not."""
 MODES: list[dict[str, Any]] = [
     {"keep": 0.5, "evict": "post"},
     {"keep": 0.5, "evict": "chunk"},

@@ -173,3 +173,11 @@ def visibility(passes: list[Any], layers: int, kv_heads: int, length: int) -> Te
                     mask[layer, head, query, state.start : query + 1] = True
         before = state.kept
     return mask
+
+
+def banded(mask: Tensor, band: Any) -> Tensor:
+    """The mask [layers, kv_heads, T, T] narrowed to what queries of rows with a band (core.hooks) see."""
+    T = mask.shape[-1]
+    q, k = torch.arange(T)[:, None], torch.arange(T)[None]
+    near = (k > q - band.window) | (k < band.sink)
+    return mask & (near | ~torch.tensor(band.rows)[..., None, None])

@@ -111,14 +111,18 @@ def keynorm(row: Row, o: dict[str, Any]) -> dict[int, float]:
     return result
 
 
+def mixed(x: int) -> float:
+    """In [0, 1)."""
+    x %= 2**32
+    for multiplier in (0x45D9F3B, 0x119DE1F3):
+        x = ((x ^ (x >> 16)) * multiplier) % 2**32
+    return ((x ^ (x >> 16)) >> 8) / 2**24
+
+
 def random(row: Row, o: dict[str, Any]) -> dict[int, float]:
     result = {}
     for k in row.contested:
-        x = ((o.get("seed", 0) * 1_000_003 + row.layer) * 65_537 + row.head) * 1_000_003 + k
-        x %= 2**32
-        for multiplier in (0x45D9F3B, 0x119DE1F3):
-            x = ((x ^ (x >> 16)) * multiplier) % 2**32
-        value = ((x ^ (x >> 16)) >> 8) / 2**24
+        value = mixed(((o.get("seed", 0) * 1_000_003 + row.layer) * 65_537 + row.head) * 1_000_003 + k)
         result[k] = math.inf if k < o.get("sink", 0) or k > row.last - o.get("window", 64) else value
     return result
 
@@ -127,10 +131,22 @@ def adakv(row: Row, o: dict[str, Any]) -> dict[int, float]:
     return snapkv(row, {"window": 32, "kernel": 7, "pool": "max"} | o)
 
 
+def head_rows(stop: int, layers: int, kv_heads: int, o: dict[str, Any]) -> list[list[int]]:
+    """Entries per layer and KV head after a pass that ends at `stop`: a share of the heads holds sinks + window."""
+    total = layers * kv_heads
+    ranked = sorted(range(total), key=lambda i: -mixed(o.get("seed", 0) * 1_000_003 + i))
+    full = ranked[: math.floor((1 - Fraction(str(o["sparsity"]))) * total)] if o["roles"] == "random" else []
+    each = [stop if i in full else min(stop, o["sink"] + o["window"]) for i in range(total)]
+    return [each[layer * kv_heads : (layer + 1) * kv_heads] for layer in range(layers)]
+
+
 PRIORITIES: dict[str, Callable[[Row, dict[str, Any]], dict[int, float]]] = {
     "adakv": adakv,
+    "duo": streaming,
     "h2o": h2o,
+    "heads": streaming,
     "keynorm": keynorm,
+    "prulong": streaming,
     "pyramidkv": snapkv,
     "random": random,
     "snapkv": snapkv,
@@ -188,6 +204,12 @@ def spared(count: int, size: int, layers: int, o: dict[str, Any]) -> list[int]:
 
 SHARES: dict[str, Callable[[int, int, int, dict[str, Any]], list[int]]] = {"keynorm": spared, "pyramidkv": pyramid}
 """(count, entries in scope, layers, options) -> the most that a row of each layer keeps, where layers differ."""
+ROWS: dict[str, Callable[[int, int, int, dict[str, Any]], list[list[int]]]] = {
+    "duo": head_rows,
+    "heads": head_rows,
+    "prulong": head_rows,
+}
+"""(tokens seen, layers, KV heads, options) -> entries per row, where the heads of a layer differ by definition."""
 TIE = 1e-6
 
 

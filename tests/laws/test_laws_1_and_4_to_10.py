@@ -18,14 +18,14 @@ from kvfoot.core.registry import methods
 from kvfoot.engine.clock import Clock
 from kvfoot.engine.runner import Event, Runner, peak_pages
 from kvfoot.engine.sampler import Sampling
-from lawtable import NEW, OPTIONS, PROMPT, Case, cases, first_cases, label
+from lawtable import NEW, OPTIONS, PROMPT, WHOLE, Case, cases, first_cases, label
 
 
 def everything() -> list[Case]:
     """(method, options, a size that keeps everything) over the registry."""
     found: list[Case] = []
     for name, cls in methods().items():
-        for options in OPTIONS.get(name, [{}]):
+        for options in WHOLE.get(name, OPTIONS.get(name, [{}])):
             if not cls.budgeted:
                 found.append((name, options, {}))
                 continue
@@ -128,11 +128,11 @@ def test_law_7_what_is_evicted_makes_room(
     name: str, options: dict[str, Any], mode: dict[str, Any], page_size: int
 ) -> None:
     """In a pool that is one page short of two full prompts."""
-    if not methods()[name].budgeted:
-        pytest.skip("evicts nothing")
     engine = tiny.Strict(tiny.llama(), page_size=page_size)
     prompt = tiny.tokens(96)
     plan = engine.plan(find_method(name, options), Budget.of(**mode), 96, 16, 1)
+    if not plan.evicts:
+        pytest.skip("evicts nothing")
     runner = small_runner(engine, plan, 2 * engine.geometry.rows * (96 // page_size) - 1)
     before = tiny.run(engine, prompt, chunk=16, runner=runner, new=1)
     with pytest.raises(PoolExhausted):

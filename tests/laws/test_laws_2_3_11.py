@@ -63,6 +63,8 @@ def check_run(name: str, options: dict[str, Any], mode: dict[str, Any], run: tin
     model, geometry = run.engine.model, run.engine.geometry
     T = run.passes[-1].stop
     mask = oracle.visibility(run.passes, geometry.layers, geometry.kv_heads, T)
+    if run.sequence.plan.band is not None:
+        mask = oracle.banded(mask, run.sequence.plan.band)
     keys: list[Tensor] = []
     ranked = run.passes if Needs.PRE_ROPE in find_method(name, options).needs else None
     logits, scores = oracle.forward(model, run.tokens[:T], mask, keys, ranked)
@@ -75,14 +77,19 @@ def check_run(name: str, options: dict[str, Any], mode: dict[str, Any], run: tin
     protected = find_method(name, options)
     sink, window = getattr(protected, "sink", 0), getattr(protected, "window", 0)
     for state, held in zip(run.passes, expected, strict=True):
+        if name in selections.ROWS:
+            rows = selections.ROWS[name](state.stop, geometry.layers, geometry.kv_heads, options)
+            assert [list(map(len, layer_rows)) for layer_rows in state.kept] == rows
+            continue
         for layer_rows, count in zip(state.kept, held, strict=True):
             assert sum(map(len, layer_rows)) == count * len(layer_rows)
             assert run.sequence.plan.ragged or all(len(row) == count for row in layer_rows)
+    for state in run.passes:
         for row in (row for layer_rows in state.kept for row in layer_rows):
             assert set(range(min(sink, state.stop))) <= set(row), "a sink is gone"
             assert set(range(max(0, state.stop - window), state.stop)) <= set(row), "the window is gone"
     # Law 11.
-    if not methods()[name].budgeted:
+    if not methods()[name].budgeted and name not in selections.PRIORITIES:
         return
     G, group = geometry.kv_heads, geometry.group
     for layer in range(geometry.layers):

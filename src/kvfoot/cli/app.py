@@ -11,6 +11,7 @@ from kvfoot.cli.critical import critical
 from kvfoot.cli.demo import demo
 from kvfoot.cli.doctor import doctor
 from kvfoot.cli.evaluate import evaluate
+from kvfoot.cli.heads import heads
 from kvfoot.cli.methods import methods
 from kvfoot.cli.report import report
 from kvfoot.cli.run import INTERRUPTED, run
@@ -31,6 +32,7 @@ for verb in (run, methods, doctor, demo, critical, report, tune):
 app.command("eval")(evaluate)
 app.add_typer(cache)
 app.add_typer(train)
+app.add_typer(heads)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

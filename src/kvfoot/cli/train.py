@@ -1,4 +1,4 @@
-"""`kvfoot train recall`: the model that needs its cache, made from text files, word lists and a seed."""
+"""`kvfoot train`: gates of heads (train_heads.py), and recall, the model that needs its cache, from text and a seed."""
 
 import os
 import sys
@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
+from kvfoot.cli.train_heads import duo, prulong
 from kvfoot.core.errors import KvfootError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from kvfoot.train.recall.options import ModelShape, Recipe
 
-train = typer.Typer(name="train", help="Train what the package ships.", no_args_is_help=True)
+train = typer.Typer(name="train", help="Train gates of heads, or the shipped model.", no_args_is_help=True)
+train.command()(prulong)
+train.command()(duo)
 
 
 @train.command()

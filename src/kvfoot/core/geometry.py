@@ -10,6 +10,7 @@ class Geometry:
     """Counts are per model; `group` query heads share one KV head; `positions` is the longest sequence it was made for.
 
     `windows[layer]` is the layer's native sliding window in tokens (the current one included), None where it has none.
+    `identity` names the architecture (models/layout.py); empty: not known.
     """
 
     layers: int
@@ -18,6 +19,7 @@ class Geometry:
     head_dim: int
     positions: int
     windows: tuple[int | None, ...] = ()
+    identity: str = ""
 
     def window(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None

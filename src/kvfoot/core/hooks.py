@@ -176,6 +176,10 @@ class Method:
         """Queries of a pass whose attention is scored (WINDOW_SCORES)."""
         return int(getattr(self, "window", 0)) if Needs.WINDOW_SCORES in self.needs else 0
 
+    def fitted(self, geometry: Geometry) -> "Method":
+        """The method for one model, options that follow from it filled in. Raises UsageError where there are none."""
+        return self
+
     def planes(self, geometry: Geometry) -> tuple[Plane, ...]:
         """Values that travel with every entry."""
         return ()

@@ -1,13 +1,12 @@
 """What a run cost: every figure of this project is quoted from such records (schema: docs/record.md)."""
 
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from kvfoot.core.errors import UsageError
+from kvfoot.core.files import write_whole
 
 SCHEMA = 1
 
@@ -99,15 +98,7 @@ class RunRecord:
 
     def save(self, path: str | Path) -> None:
         """Written whole or not at all. Raises OSError (disk full, no such folder)."""
-        path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json() + "\n")
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_whole(Path(path), self.to_json() + "\n")
 
 
 def mean(footprints: list[Footprint]) -> Footprint:

@@ -63,11 +63,12 @@ def method(name: str | Method, options: Mapping[str, Any] | None = None) -> Meth
         if key not in names:
             hint = did_you_mean(key, names) if names else " (it has none)"
             raise UsageError(f"{name} has no option {key!r}{hint}")
-        values[key] = _read(name, key, value, types[key])
+        values[key] = read_option(name, key, value, types[key])
     return cls(**values)
 
 
-def _read(name: str, key: str, value: Any, kind: Any) -> Any:
+def read_option(name: str, key: str, value: Any, kind: Any) -> Any:
+    """`value`, possibly a string, as an option of type `kind`. Raises UsageError, naming `name` and `key`."""
     if type(None) in get_args(kind):
         if value is None or value in ("none", "None"):
             return None

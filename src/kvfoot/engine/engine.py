@@ -101,7 +101,7 @@ class Engine:
         """
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens={max_new_tokens}: give at least 1")
-        chosen, limits = find_method(method, options), Budget.of(keep, budget, evict)
+        chosen, limits = self.method(method, options), Budget.of(keep, budget, evict)
         sampling = Sampling(temperature, top_p, seed)
         check_replay(chosen, self.geometry, sampling)
         batch = self._encode(prompts, question, chat)
@@ -148,7 +148,7 @@ class Engine:
 
         room: tokens that one `ask`, or all turns of the conversation, may need (for the pool on an accelerator).
         """
-        chosen, limits = find_method(method, options), Budget.of(keep, budget, evict)
+        chosen, limits = self.method(method, options), Budget.of(keep, budget, evict)
         tokens = encode(self._need_tokenizer(), document, "?", after=True, chat=chat).before
         plan = self.plan(chosen, limits, len(tokens), chunk, 0)
         chat = uses_chat(self.tokenizer, chat)
@@ -173,6 +173,10 @@ class Engine:
 
         self._need_tokenizer()
         return resume(self, Path(path), room, listener)
+
+    def method(self, name: str | Method, options: Mapping[str, Any] | None = None) -> Method:
+        """The method as it is for this model. Raises UsageError for an unknown one, or an option that does not suit."""
+        return find_method(name, options).fitted(self.geometry.unwindowed)
 
     def plan(self, method: Method, budget: Budget, prompt: int, chunk: int | None, new: int) -> Plan:
         """The method's plan for a prompt of `prompt` tokens. Raises UsageError where it does not fit the model."""

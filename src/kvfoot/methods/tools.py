@@ -68,3 +68,11 @@ def pool(scores: Tensor, kernel: int, kind: Pool) -> Tensor:
 def join(scores: Tensor, how: Join) -> Tensor:
     """Query heads of a KV head to one score: [R, H, m] -> [R, m]."""
     return scores.mean(1) if how == "mean" else scores.amax(1)
+
+
+def uniform(key: Tensor) -> Tensor:
+    """Integers int64 to fp32 in [0, 1) by a fixed mixing function: the same on every device and in every batch."""
+    x = key & 0xFFFFFFFF
+    for multiplier in (0x45D9F3B, 0x119DE1F3):
+        x = ((x ^ (x >> 16)) * multiplier) & 0xFFFFFFFF
+    return ((x ^ (x >> 16)) >> 8).to(torch.float32) / (1 << 24)

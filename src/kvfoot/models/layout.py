@@ -1,5 +1,7 @@
 """What a model looks like to the cache, and whether kvfoot can run it: refused with the reason, never guessed (D10)."""
 
+import hashlib
+import json
 from typing import Any
 
 from kvfoot.core.errors import UsageError
@@ -52,7 +54,16 @@ def geometry_of(model: Any) -> Geometry:
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         positions=config.max_position_embeddings,
         windows=windows(config),
+        identity=identity(config),
     )
+
+
+def identity(config: Any) -> str:
+    """16 hex digits over the fields that decide what a head is; a fine-tuned model keeps those of its base."""
+    names = ["model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    names += ["num_key_value_heads", "vocab_size"]
+    text = json.dumps({name: getattr(config, name, None) for name in names}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check(config: Any) -> None:

@@ -1,11 +1,8 @@
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from kvfoot.core.hooks import Keep, Method, Seen, require
 from kvfoot.core.registry import register
-from kvfoot.methods.tools import keep_best
+from kvfoot.methods.tools import keep_best, uniform
 
 
 @register("random", paper="-", category="evict", stores="a random subset + window", reads="all stored")
@@ -23,11 +20,3 @@ class Random(Method):
     def keep(self, seen: Seen) -> Keep:
         key = (self.seed * 1_000_003 + seen.layer) * 65_537 + seen.heads[:, None]
         return keep_best(seen, uniform(key * 1_000_003 + seen.positions), sink=self.sink, window=self.window)
-
-
-def uniform(key: Tensor) -> Tensor:
-    """Integers int64 to fp32 in [0, 1) by a fixed mixing function: the same on every device and in every batch."""
-    x = key & 0xFFFFFFFF
-    for multiplier in (0x45D9F3B, 0x119DE1F3):
-        x = ((x ^ (x >> 16)) * multiplier) & 0xFFFFFFFF
-    return ((x ^ (x >> 16)) >> 8).to(torch.float32) / (1 << 24)

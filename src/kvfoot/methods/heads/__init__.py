@@ -1,0 +1,1 @@
+"""Methods that give KV heads static roles."""
