@@ -1,14 +1,17 @@
 """What kvpress frees and what it costs, beside kvfoot: bytes and time of the same methods, interleaved in one process.
 
     python benchmarks/peers/cost.py --model smollm2 --context 4096 --keep 0.5 --out results/peers.json
+    python benchmarks/peers/cost.py --model random --context 8192 --methods snapkv,adakv --out results/peers.json
 
+`random` is a small Llama in which attention is most of the work.
 A round reads the prompt once with every variant, in an order that rotates, and then decodes all of them in step: token
 by token, one variant after the other. Times are CPU time of one thread, which neighbours on the machine stretch least,
 as ratios to plain transformers in the same round (prefill) or at the same step (decode); medians. The record has the
 same ratios of elapsed time. "plain again" is the control: what it is off 1 is noise.
 
 held: bytes after prefill, of kvpress the storages behind its cache, of kvfoot the pages owned (positions and page slack
-included). peak: of kvpress the most when a layer had attended and was not yet compressed; of kvfoot the most pages.
+included). peak: of kvpress the most when a layer had attended and was not yet compressed; of kvfoot the most pages,
+beside which the model's own tensors hold the pass's keys and values while a layer attends.
 Copies that live only within an operation are in neither.
 """
 
@@ -27,6 +30,7 @@ import sides
 import torch
 from record import write
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvfoot import Engine
 
@@ -47,14 +51,33 @@ PLAIN = "transformers"
 Build = Callable[[], Any]
 
 
-def variants(model: Any, keep: Fraction) -> dict[str, Build]:
+def random_llama() -> Any:
+    """4 layers, 8 heads, 2 KV heads of 64, fp32, random weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1024,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=16384,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def variants(model: Any, keep: Fraction, methods: list[str]) -> dict[str, Build]:
     """What is measured: name -> a fresh run. AdaKVPress gets a model of its own, since its mask lives in the model."""
     engine = Engine(copy.deepcopy(model))
     masked = copy.deepcopy(model)
     found: dict[str, Build] = {PLAIN: lambda: sides.Plain(model), "plain again": lambda: sides.Plain(model)}
     found["kvfoot full"] = lambda: sides.Ours(engine, "full", {}, None)
     ratio = float(1 - keep)
-    for name, (press, options, scorer) in PRESSES.items():
+    for name in methods:
+        press, options, scorer = PRESSES[name]
         of = masked if name == "adakv" else model
         found[f"kvpress {press}"] = lambda of=of, p=press, o=options, s=scorer: sides.Plain(
             of, sides.press_of(p, ratio, o, s)
@@ -107,60 +130,63 @@ def one_round(
     return prefill, decode, sizes
 
 
+def row(
+    name: str, sizes: tuple[int, int], prefills: list[dict[str, Spent]], decodes: list[dict[str, Spent]]
+) -> dict[str, float]:
+    """Bytes and ratios of a variant."""
+    found: dict[str, float] = {"held_bytes": sizes[0], "peak_bytes": sizes[1]}
+    for stage, every in (("prefill", prefills), ("decode", decodes)):
+        found[f"{stage} / {PLAIN}"] = median(each[name].cpu / each[PLAIN].cpu for each in every)
+        found[f"{stage} / {PLAIN}, elapsed"] = median(each[name].wall / each[PLAIN].wall for each in every)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--model", default="smollm2", help="as in kvfoot, or `random`")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--context", type=int, default=4096, help="prompt tokens")
+    parser.add_argument("--methods", default=",".join(PRESSES))
     parser.add_argument("--keep", default="0.5", help="fraction kept; kvpress gets 1 - keep as its ratio")
     parser.add_argument("--steps", type=int, default=12, help="decode steps of a round")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", required=True, help="JSON record; other parts of it stay")
     args = parser.parse_args()
     from kvfoot.models.load import load
 
     torch.set_num_threads(1)
     began, load_before = time.perf_counter(), os.getloadavg()[0]
-    model = load(args.model, dtype=args.dtype, device="cpu", on_event=print).model
+    small = args.model == "random"
+    model = random_llama() if small else load(args.model, dtype=args.dtype, device="cpu", on_event=print).model
     tokens = torch.randint(
         10, model.config.vocab_size, (args.context,), generator=torch.Generator().manual_seed(0)
     ).tolist()
-    built = variants(model, Fraction(args.keep))
+    built = variants(model, Fraction(args.keep), args.methods.split(","))
     for name in (PLAIN, "kvfoot full"):  # warms up
         built[name]().prefill(tokens[:512])
-    prefills, decodes, sizes = [], [], {}
+    prefills: list[dict[str, Spent]] = []
+    decodes: list[dict[str, Spent]] = []
     for index in range(args.rounds):
         names = list(built)
         shift = index * len(names) // args.rounds
         prefill, decode, sizes = one_round(built, names[shift:] + names[:shift], tokens, args.steps)
         prefills.append(prefill)
         decodes += decode
-        print(f"round {index + 1} of {args.rounds}, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    dense = sizes["kvfoot full"][0]
-    rows = {}
-    for name in built:
-        held, peak = sizes[name]
-        rows[name] = {
-            "held_bytes": held,
-            "peak_bytes": peak,
-            "prefill / transformers": median(p[name].cpu / p[PLAIN].cpu for p in prefills),
-            "decode / transformers": median(d[name].cpu / d[PLAIN].cpu for d in decodes),
-            "prefill / transformers, elapsed": median(p[name].wall / p[PLAIN].wall for p in prefills),
-            "decode / transformers, elapsed": median(d[name].wall / d[PLAIN].wall for d in decodes),
+        part = {
+            "model": args.model,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "context": args.context,
+            "keep": float(args.keep),
+            "rounds": index + 1,
+            "dense_bytes": sizes["kvfoot full"][0],
+            "rows": {name: row(name, sizes[name], prefills, decodes) for name in built},
+            "prefill_s": [{name: round(spent.cpu, 3) for name, spent in p.items()} for p in prefills],
+            "decode_ms": {name: round(1e3 * median(d[name].cpu for d in decodes), 2) for name in built},
+            "load_average": {"before": load_before, "after": os.getloadavg()[0]},
+            "seconds": time.perf_counter() - began,
         }
-    part = {
-        "model": args.model,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "context": args.context,
-        "keep": float(args.keep),
-        "dense_bytes": dense,
-        "rows": rows,
-        "prefill_s": [{name: round(spent.cpu, 3) for name, spent in p.items()} for p in prefills],
-        "decode_ms": {name: round(1e3 * median(d[name].cpu for d in decodes), 2) for name in built},
-        "load_average": {"before": load_before, "after": os.getloadavg()[0]},
-        "seconds": time.perf_counter() - began,
-    }
-    write(args.out, "cost", part)
+        print(f"after round {index + 1} of {args.rounds}")
+        write(args.out, "cost random" if small else "cost", part)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def conditions(part: dict[str, Any]) -> str:
 
 def tables(record: dict[str, Any]) -> dict[str, str]:
     """Marker in docs/kvpress.md -> what stands there."""
-    entries, cost = record["entries"], record["cost"]
+    entries, cost, small = record["entries"], record["cost"], record["cost random"]
     return {
         "options": options_table(),
         "aligned": aligned_table(entries),
@@ -88,6 +88,8 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
         "entries conditions": conditions(entries),
         "cost": cost_table(cost),
         "cost conditions": conditions(cost),
+        "cost random": cost_table(small),
+        "cost random conditions": conditions(small),
     }
 
 
@@ -102,7 +104,7 @@ def insert(text: str, parts: dict[str, str]) -> str:
 
 
 def print_part(name: str, part: dict[str, Any]) -> None:
-    if name == "cost":
+    if name.startswith("cost"):
         print(cost_table(part))
     else:
         print(aligned_table(part), apart_table(part), bfloat16_table(part), sep="\n\n")
