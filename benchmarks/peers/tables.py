@@ -96,8 +96,8 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
 def insert(text: str, parts: dict[str, str]) -> str:
     """`text` with each part between its markers. Raises KeyError for a marker that is missing or double."""
     for name, part in parts.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.S)
-        text, count = pattern.subn(lambda m, part=part: m[1] + part + m[2], text)
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+        text, count = pattern.subn(lambda m, part=part: f"{m[1]}{part}\n{m[2]}", text)
         if count != 1:
             raise KeyError(f"{count} places marked {name}")
     return text

@@ -42,6 +42,7 @@ def test_the_page_is_the_records(modules: tuple[ModuleType, ModuleType], record:
     parts = modules[1].tables(record)
     assert sorted(parts) == sorted(re.findall(r"<!-- (\w[\w ]*) -->", page))
     assert modules[1].insert(page, parts) == page, "run: make peers"
+    assert f"{record['entries']['mask_outlives']:.2f} times" in page
     with pytest.raises(KeyError, match="0 places marked cost"):
         modules[1].insert("no markers", {"cost": "x"})
 
