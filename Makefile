@@ -1,13 +1,15 @@
 # make demo   the main job on a real document          make test   lint, types, imports, the whole suite
 # make bench  speed against transformers' own generate  make clean  remove what make made
+# make peers  the same methods in kvpress: entries, bytes and time, into results/peers.json and docs/kvpress.md
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := demo
-.PHONY: demo install readme test lint test-suite test-t52 browser bench clean
+.PHONY: demo install readme test lint test-suite test-t52 browser bench peers clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PEERS := .peers/bin/python -m pip --disable-pip-version-check --no-input
 WORKERS ?= 2
 # PyTorch's builds without CUDA: a tenth of the size, taken on Linux where there is no NVIDIA GPU. Empty: pip's default.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -52,8 +54,15 @@ readme: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python benchmarks/cpu.py
 
+# kvpress needs transformers below 5.3: an environment of its own. About seven minutes once that is there.
+peers: .peers/.done
+	OMP_NUM_THREADS=1 .peers/bin/python benchmarks/peers/same_entries.py --out results/peers.json
+	OMP_NUM_THREADS=1 .peers/bin/python benchmarks/peers/cost.py --out results/peers.json
+	OMP_NUM_THREADS=1 .peers/bin/python benchmarks/peers/cost.py --model random --context 8192 --methods snapkv,adakv --out results/peers.json
+	.peers/bin/python benchmarks/peers/tables.py results/peers.json --into docs/kvpress.md
+
 clean:
-	rm -rf .venv .t52 out
+	rm -rf .venv .t52 .peers out
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "kvfoot needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -77,4 +86,14 @@ clean:
 .t52/.done: Makefile .venv/.run
 	rm -rf .t52
 	$(PIP) install --target .t52 --no-deps transformers==5.2.0 tokenizers==0.22.2
+	touch $@
+
+# Always a build without CUDA, whatever the machine has: on Linux pip's default is none, so there is no falling back.
+.peers/.done: pyproject.toml benchmarks/peers/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "kvfoot needs Python 3.11 or newer: make PYTHON=python3.12 peers")'
+	$(PYTHON) -m venv .peers
+	if [ "$$(uname)" = Linux ]; then \
+	  $(PEERS) install --no-deps --index-url $(or $(TORCH_CPU_INDEX),https://download.pytorch.org/whl/cpu) "$$(grep '^torch==' benchmarks/peers/constraints.txt)"; \
+	fi
+	$(PEERS) install -e . kvpress transformers torch -c benchmarks/peers/constraints.txt
 	touch $@
