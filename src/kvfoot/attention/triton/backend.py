@@ -1,0 +1,33 @@
+"""The operations of attention/naive.py and naive_paged.py by Triton kernels. What they cannot serve is refused."""
+
+from torch import Tensor
+
+from kvfoot.attention.state import State
+from kvfoot.attention.triton import column_scores as columns
+from kvfoot.attention.triton import decode as decoding
+from kvfoot.attention.triton import window_scores as windows
+from kvfoot.attention.triton.chunk_prefill import chunk_prefill
+
+name = "triton"
+
+
+def attend(q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool) -> State:
+    """See naive.attend; out has the queries' dtype."""
+    return chunk_prefill(q_RHnD, k_RmD, v_RmD, None, None, scale, causal)
+
+
+def window_scores(q_RHwD: Tensor, k_RmD: Tensor, scale: float) -> Tensor:
+    """See naive.window_scores."""
+    return windows.window_scores(q_RHwD, k_RmD, None, None, scale)
+
+
+def column_scores(q_RHnD: Tensor, k_RmD: Tensor, lse_RHn: Tensor, scale: float) -> Tensor:
+    """See naive.column_scores."""
+    return columns.column_scores(q_RHnD, k_RmD, None, None, lse_RHn, scale)
+
+
+def decode(
+    q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, table_RP: Tensor, lens_R: Tensor, scale: float
+) -> State:
+    """See naive_paged.decode; out has the queries' dtype."""
+    return decoding.decode(q_RHD, k_pages, v_pages, table_RP, lens_R, scale)
