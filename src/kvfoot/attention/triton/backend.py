@@ -7,12 +7,17 @@ from kvfoot.attention.triton import column_scores as columns
 from kvfoot.attention.triton import decode as decoding
 from kvfoot.attention.triton import window_scores as windows
 from kvfoot.attention.triton.chunk_prefill import chunk_prefill
+from kvfoot.core.errors import UsageError
 
 name = "triton"
 
 
-def attend(q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool) -> State:
+def attend(
+    q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool, visible: Tensor | None = None
+) -> State:
     """See naive.attend; out has the queries' dtype."""
+    if visible is not None:
+        raise UsageError("the triton backend has no masks but causal, sinks and window: use the sdpa backend")
     return chunk_prefill(q_RHnD, k_RmD, v_RmD, None, None, scale, causal)
 
 
