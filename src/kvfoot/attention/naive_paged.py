@@ -133,7 +133,7 @@ def column_scores(
     q_RHnD: Tensor, k_pages: Tensor, table_RP: Tensor, lens_R: Tensor, lse_RHn: Tensor, scale: float, width: int
 ) -> Tensor:
     """Attention mass that n causal queries put on each entry, normalisers known: fp32 [R, H, width], 0 beyond."""
-    R, H, n, _ = q_RHnD.shape
+    R, H = q_RHnD.shape[:2]
     found = torch.zeros(R, H, width, device=q_RHnD.device)
     for r, m in enumerate(lens_R.tolist()):
         if m:

@@ -21,7 +21,8 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 @pytest.mark.parametrize("n", [1, 18, 33])
 @pytest.mark.parametrize(
-    ("D", "page", "dtype", "index"), [(64, 16, BF16, torch.int32), (80, 32, FP16, torch.int64), (96, 64, FP32, torch.int32)]
+    ("D", "page", "dtype", "index"),
+    [(64, 16, BF16, torch.int32), (80, 32, FP16, torch.int64), (96, 64, FP32, torch.int32)],
 )
 def test_append(D: int, page: int, dtype: torch.dtype, index: torch.dtype, n: int) -> None:
     """Across page borders, to an empty row, to a row that takes nothing; values with strides."""

@@ -31,8 +31,6 @@ def column_scores(q_RHnD: Tensor, k_RmD: Tensor, lse_RHn: Tensor, scale: float) 
     return columns.column_scores(q_RHnD, k_RmD, None, None, lse_RHn, scale)
 
 
-def decode(
-    q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, table_RP: Tensor, lens_R: Tensor, scale: float
-) -> State:
+def decode(q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, table_RP: Tensor, lens_R: Tensor, scale: float) -> State:
     """See naive_paged.decode; out has the queries' dtype."""
     return decoding.decode(q_RHD, k_pages, v_pages, table_RP, lens_R, scale)

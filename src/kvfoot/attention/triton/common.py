@@ -73,16 +73,13 @@ def offset_of(page, at, i, pitch, PAGE: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def join(m, l, s, EMPTY: tl.constexpr):
-    """One step of the running softmax over a tile of base-2 logits s: new maximum, its base, old share, weights, sum.
+def join(m, l, s):
+    """One step of the running softmax over a tile of base-2 logits s: maximum, share of the old, weights, sum.
 
-    EMPTY: a query may have seen nothing so far, and its maximum is -inf.
+    A query may have seen nothing so far: its maximum is -inf.
     """
     m_new = tl.maximum(m, tl.max(s, 1))
-    if EMPTY:
-        base = tl.where(m_new == -float("inf"), 0.0, m_new)
-    else:
-        base = m_new
+    base = tl.where(m_new == -float("inf"), 0.0, m_new)
     share = tl.exp2(m - base)
     p = tl.exp2(s - base[:, None])
     return m_new, share, p, l * share + tl.sum(p, 1)

@@ -43,9 +43,7 @@ def compact_kernel(
         tl.store(pages_b + new, b, mask=inside)
 
 
-def compact(
-    pages: tuple[Tensor, ...], table_RP: Tensor, kept_RC: Tensor, count_R: Tensor, target_RQ: Tensor
-) -> None:
+def compact(pages: tuple[Tensor, ...], table_RP: Tensor, kept_RC: Tensor, count_R: Tensor, target_RQ: Tensor) -> None:
     """Entry kept_RC[r, i] becomes entry i of the pages target_RQ[r], for i < count_R[r].
 
     One plane, or two of one width in a launch. No page may be both source and target: programs run in any order.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kvfoot.attention.state import State
 from kvfoot.attention.triton import common
-from kvfoot.attention.triton.common import Launch, fetch, join, offset_of, page_of
+from kvfoot.attention.triton.common import Launch, fetch, offset_of, page_of
 from kvfoot.attention.triton.locate import locate
 from kvfoot.attention.triton.merge import merge
 from kvfoot.attention.triton.plan import Plan, plan

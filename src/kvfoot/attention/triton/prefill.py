@@ -59,7 +59,7 @@ def sweep(
             seen = seen & (j[None, :] <= p[:, None])
         if WINDOW:
             seen = seen & ((j[None, :] < sink) | (j[None, :] > p[:, None] - window))
-        m, a, w, l = join(m, l, tl.where(seen, s, -float("inf")), True)
+        m, a, w, l = join(m, l, tl.where(seen, s, -float("inf")))
         acc = acc * a[:, None]
         acc = tl.dot(w.to(v_ND.dtype), v_ND, acc, input_precision=PRECISION)
     return m, l, acc
@@ -100,9 +100,7 @@ def arguments(
     if table is not None:
         common.pages(k, v)
     how = how or launch(D, k.dtype, n * H)
-    state = State(
-        common.result((R, H, n, D), q.dtype, q.device), common.scratch((R, H, n), torch.float32, q.device)
-    )
+    state = State(common.result((R, H, n, D), q.dtype, q.device), common.scratch((R, H, n), torch.float32, q.device))
     strides = [D, 0, D, 0] if table is not None else [k.stride(1), k.stride(0), v.stride(1), v.stride(0)]
     given: list[Tensor | int | float] = [
         q,

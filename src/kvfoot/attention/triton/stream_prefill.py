@@ -1,7 +1,7 @@
 """Streaming heads: causal queries that see the sinks and a window only (naive_paged.prefill with sink and window).
 
 Tiles that no query of a block sees are not visited: the cost is n x (sink + window), not n x m. The rule speaks of
-entries, not positions: in a row that holds [0, sink) and a run of the newest positions, p - window counts alike in both.
+entries, not of positions: in a row of [0, sink) and a run of the newest positions, p - window counts alike in both.
 """
 
 import triton

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvfoot.attention.triton import common
 from kvfoot.attention.triton.column_scores import column_scores
-from kvfoot.attention.triton.common import Launch, fetch, offset_of, page_of
+from kvfoot.attention.triton.common import Launch, fetch, join, offset_of, page_of
 
 
 @triton.jit
@@ -70,10 +70,7 @@ def window_lse_kernel(
         k_ND = fetch(row_k, offset, ok, D, DP, UPCAST)
         s = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * scale
         s = tl.where(ok[None, :] & (j[None, :] <= p[:, None]), s, -float("inf"))
-        m_new = tl.maximum(m, tl.max(s, 1))
-        base = tl.where(m_new == -float("inf"), 0.0, m_new)
-        l = l * tl.exp2(m - base) + tl.sum(tl.exp2(s - base[:, None]), 1)
-        m = m_new
+        m, _, _, l = join(m, l, s)
     some = l > 0.0
     value = tl.where(some, (m + tl.log2(tl.where(some, l, 1.0))) * LN2, -float("inf"))
     at = ((row * tl.num_programs(1) + part) * G + g) * n + i
