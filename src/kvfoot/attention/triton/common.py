@@ -30,13 +30,17 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel is compiled: entries and queries per tile, warps, pipeline stages, programs per multiprocessor."""
+    """How a kernel is compiled: entries and queries per tile, warps, pipeline stages, programs per multiprocessor.
+
+    registers: most that a thread may take, where per_sm programs would not be resident with more.
+    """
 
     entries: int
     warps: int
     stages: int
     queries: int = 0
     per_sm: int = 1
+    registers: int | None = None
 
 
 @triton.jit

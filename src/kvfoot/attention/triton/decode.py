@@ -107,7 +107,7 @@ def launch(head_size: int, dtype: torch.dtype) -> Launch:
         return Launch(entries=16, warps=8, stages=3, per_sm=2)
     if head_size > 128 or dtype == torch.float32:
         return Launch(entries=32, warps=4, stages=3, per_sm=2)
-    return Launch(entries=64 if head_size <= 64 else 32, warps=4, stages=4, per_sm=4)
+    return Launch(entries=64 if head_size <= 64 else 32, warps=4, stages=4, per_sm=4, registers=128)
 
 
 def programs(how: Launch, device: torch.device) -> int:
@@ -213,6 +213,7 @@ def _run(
         EMIT=score is not None,
         PRECISION=common.precision(k.dtype, D),
         UPCAST=common.upcast(k.dtype),
+        maxnreg=how.registers,
         num_warps=how.warps,
     )
     return merge(part, part_lse, made, q.dtype)
