@@ -13,7 +13,7 @@ from kvfoot.core.errors import UsageError
 FP32 = torch.float32
 
 
-@pytest.mark.parametrize(("n", "m"), [(1, 37), (7, 7), (33, 150)])
+@pytest.mark.parametrize(("n", "m"), [(1, 37), (7, 7), (9, 50)])
 def test_operations(n: int, m: int) -> None:
     backend = load()
     assert backend.name == "triton"

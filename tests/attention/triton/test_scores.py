@@ -13,9 +13,9 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 SMALL = Launch(entries=16, queries=16, warps=4, stages=2)
 CASES = [
     # D, G, page, dtype, queries, lengths: a row may hold less than the window
-    (64, 3, 16, FP32, 17, [40, 15, 16, 17, 0, 90]),
+    (64, 3, 16, FP32, 17, [15, 16, 17, 0, 50]),
     (80, 5, 32, FP16, 9, [31, 32, 33, 1]),
-    (64, 7, 64, BF16, 5, [63, 64, 65]),
+    (64, 7, 64, BF16, 5, [63, 65]),
     (128, 1, 16, FP32, 3, [47, 3]),
     (256, 2, 32, BF16, 4, [34, 4]),
 ]
@@ -38,7 +38,7 @@ def test_scores_of_ragged_rows(D: int, G: int, page: int, dtype: torch.dtype, n:
 
 
 @pytest.mark.parametrize("how", [None, SMALL])
-@pytest.mark.parametrize(("m", "n"), [(101, 101), (130, 7), (33, 1)])
+@pytest.mark.parametrize(("m", "n"), [(37, 37), (70, 7), (33, 1)])
 def test_scores_of_one_tensor(m: int, n: int, how: Launch | None) -> None:
     x = make([m, m], 64, 3, 16, FP32, n)
     k, _ = x.dense(slice(None), m)
