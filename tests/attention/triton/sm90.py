@@ -140,6 +140,8 @@ def build(ops: list[str], head_size: int, group: int, page_size: int, dtype: tor
     with recording(case):
         if "decode" in ops:
             decode.decode(one, k, k, table, lens, 0.1)
+        if "wide" in ops:
+            decode.decode(one, k, k, table.long(), lens.long(), 0.1)
         if "emit" in ops:
             decode.decode_emitting(one, k, k, table, lens, 0.1, width)
         if "read" in ops:

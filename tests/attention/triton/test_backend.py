@@ -2,11 +2,13 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from paged import close, make
 
-from kvfoot.attention import naive, naive_paged
+from kvfoot.attention import naive
+from kvfoot.attention.state import Ragged
 from kvfoot.attention.triton import load
 from kvfoot.core.errors import UsageError
 
@@ -26,8 +28,15 @@ def test_operations(n: int, m: int) -> None:
     lse = naive.attend(x.q, k, v, x.scale, True).lse
     assert close(backend.column_scores(x.q, k, lse, x.scale), naive.column_scores(x.q, k, lse, x.scale), FP32)
     assert close(backend.window_scores(x.q, k, x.scale), naive.window_scores(x.q, k, x.scale), FP32)
-    given = (x.q[:, :, 0], x.k, x.v, x.table, x.lens, x.scale)
-    assert close(backend.decode(*given).out, naive_paged.decode(*given).out, FP32)
+    given = (x.q[:, :, 0], x.k, x.v)
+    ragged = Ragged(x.table, np.array([m, m // 2 + 1]))
+    slots = x.table[:, :1].long() * 16 + torch.arange(min(m, 3), device=x.k.device)
+    for found, expected in (
+        (backend.decode(*given, ragged, x.scale), naive.decode(*given, ragged, x.scale)),
+        (backend.gathered(*given, slots, x.scale), naive.gathered(*given, slots, x.scale)),
+    ):
+        assert close(found.out, expected.out, FP32)
+        assert close(found.lse, expected.lse, FP32)
 
 
 def test_masks_of_their_own_are_refused() -> None:

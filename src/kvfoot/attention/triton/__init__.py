@@ -3,12 +3,15 @@
 Importing this package imports no GPU library; `load` does.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kvfoot.core.errors import UsageError
 
+if TYPE_CHECKING:
+    from kvfoot.attention.backend import Backend
 
-def load() -> Any:
+
+def load() -> "Backend":
     """The backend. Raises UsageError where triton is not installed."""
     try:
         import triton  # noqa: F401

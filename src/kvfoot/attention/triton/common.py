@@ -62,7 +62,7 @@ def page_of(table, j, ok, PAGE: tl.constexpr):
     if PAGE == 0:
         return j
     else:
-        return tl.load(table + j // PAGE, mask=ok, other=0)
+        return tl.load(table + j // PAGE, mask=ok, other=0).to(tl.int32)
 
 
 @triton.jit
