@@ -69,16 +69,16 @@ def chunk_prefill_kernel(
         middle = low // BN * BN
         m, l, acc = sweep(
             m, l, acc, q_MD, p, 0, middle, m_row, 0, 0, k, v, table, k_pitch, v_pitch, scale,
-            D, DP, PAGE, BN, STAGES, False, False, PRECISION, UPCAST,
+            D, DP, PAGE, BN, STAGES, False, False, False, PRECISION, UPCAST,
         )  # fmt: skip
         m, l, acc = sweep(
             m, l, acc, q_MD, p, middle, high, m_row, 0, 0, k, v, table, k_pitch, v_pitch, scale,
-            D, DP, PAGE, BN, STAGES, True, False, PRECISION, UPCAST,
+            D, DP, PAGE, BN, STAGES, True, True, False, PRECISION, UPCAST,
         )  # fmt: skip
     else:
         m, l, acc = sweep(
             m, l, acc, q_MD, p, 0, m_row, m_row, 0, 0, k, v, table, k_pitch, v_pitch, scale,
-            D, DP, PAGE, BN, STAGES, False, False, PRECISION, UPCAST,
+            D, DP, PAGE, BN, STAGES, True, False, False, PRECISION, UPCAST,
         )  # fmt: skip
     at = (row * G + g) * n + i
     finish(m, l, acc, out, out_lse, at, ok, D, DP, LN2)

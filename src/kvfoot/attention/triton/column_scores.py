@@ -95,6 +95,7 @@ def column_scores(
     common.check(q_RHnD, k, page, H)
     if table_RP is not None:
         common.pages(k)
+        table_RP = common.narrow(table_RP)
     q, k = common.unit(q_RHnD), common.unit(k)
     m = k.shape[1] if table_RP is None else 0
     wide = m if width is None else width

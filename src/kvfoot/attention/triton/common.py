@@ -62,7 +62,7 @@ def page_of(table, j, ok, PAGE: tl.constexpr):
     if PAGE == 0:
         return j
     else:
-        return tl.load(table + j // PAGE, mask=ok, other=0).to(tl.int32)
+        return tl.load(table + j // PAGE, mask=ok, other=0)
 
 
 @triton.jit
@@ -147,6 +147,11 @@ def pages(*planes: Tensor) -> None:
     for plane in planes:
         if not plane.is_contiguous():
             raise UsageError(f"pages must be contiguous, not strides {plane.stride()}: pass the arena itself")
+
+
+def narrow(table: Tensor) -> Tensor:
+    """Page numbers in int32, converted if they are not: 8-byte ones are copied ahead themselves, in place of keys."""
+    return table if table.dtype == torch.int32 else table.int()
 
 
 def unit(x: Tensor) -> Tensor:

@@ -37,12 +37,16 @@ def sweep(
     PAGE: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
+    MASKED: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Softmax state after the entries [lo, hi) of n; p: the queries' own entries, of which CAUSAL and WINDOW speak."""
+    """Softmax state after the entries [lo, hi) of n; p: the queries' own entries, of which CAUSAL and WINDOW speak.
+
+    Not MASKED: whole tiles that all queries see.
+    """
     i = tl.arange(0, BN)
     page = page_of(table, lo + i, lo + i < n, PAGE)
     for at in tl.range(lo, hi, BN, num_stages=STAGES):
@@ -54,12 +58,14 @@ def sweep(
         k_ND = fetch(k, k_offset, ok, D, DP, UPCAST)
         v_ND = fetch(v, v_offset, ok, D, DP, UPCAST)
         s = tl.dot(q, tl.trans(k_ND), input_precision=PRECISION) * scale
-        seen = ok[None, :]
-        if CAUSAL:
-            seen = seen & (j[None, :] <= p[:, None])
-        if WINDOW:
-            seen = seen & ((j[None, :] < sink) | (j[None, :] > p[:, None] - window))
-        m, a, w, l = join(m, l, tl.where(seen, s, -float("inf")))
+        if MASKED:
+            seen = ok[None, :]
+            if CAUSAL:
+                seen = seen & (j[None, :] <= p[:, None])
+            if WINDOW:
+                seen = seen & ((j[None, :] < sink) | (j[None, :] > p[:, None] - window))
+            s = tl.where(seen, s, -float("inf"))
+        m, a, w, l = join(m, l, s)
         acc = acc * a[:, None]
         acc = tl.dot(w.to(v_ND.dtype), v_ND, acc, input_precision=PRECISION)
     return m, l, acc
@@ -99,6 +105,7 @@ def arguments(
     q, k, v = (common.unit(x) for x in (q, k, v))
     if table is not None:
         common.pages(k, v)
+        table = common.narrow(table)
     how = how or launch(D, k.dtype, n * H)
     state = State(common.result((R, H, n, D), q.dtype, q.device), common.scratch((R, H, n), torch.float32, q.device))
     strides = [D, 0, D, 0] if table is not None else [k.stride(1), k.stride(0), v.stride(1), v.stride(0)]

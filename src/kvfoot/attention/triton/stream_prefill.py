@@ -72,11 +72,11 @@ def stream_prefill_kernel(
     sinks = tl.minimum(tl.minimum(sink, high), near)
     m, l, acc = sweep(
         m, l, acc, q_MD, p, 0, sinks, m_row, sink, window, k, v, table, k_pitch, v_pitch, scale,
-        D, DP, PAGE, BN, STAGES, True, True, PRECISION, UPCAST,
+        D, DP, PAGE, BN, STAGES, True, True, True, PRECISION, UPCAST,
     )  # fmt: skip
     m, l, acc = sweep(
         m, l, acc, q_MD, p, near, high, m_row, sink, window, k, v, table, k_pitch, v_pitch, scale,
-        D, DP, PAGE, BN, STAGES, True, True, PRECISION, UPCAST,
+        D, DP, PAGE, BN, STAGES, True, True, True, PRECISION, UPCAST,
     )  # fmt: skip
     at = (row * G + g) * n + i
     finish(m, l, acc, out, out_lse, at, ok, D, DP, LN2)

@@ -101,6 +101,7 @@ def window_lse(
     common.check(q_RHwD, k, page, H)
     if table_RP is not None:
         common.pages(k)
+        table_RP = common.narrow(table_RP)
     q, k = common.unit(q_RHwD), common.unit(k)
     m = k.shape[1] if table_RP is None else 0
     wide = m if width is None else width
