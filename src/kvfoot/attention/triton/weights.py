@@ -17,7 +17,7 @@ def weights_kernel(score, lse, lens, row_pitch, head_pitch, width, LOG2E: tl.con
     norm = tl.load(lse + row * tl.num_programs(1) + head) * LOG2E
     norm = tl.where(n > 0, norm, 0.0)
     s = tl.load(at, mask=j < n, other=-float("inf"))
-    tl.store(at, tl.where(j < n, tl.exp2(s - norm), 0.0), mask=j < width)
+    tl.store(at, tl.exp2(s - norm), mask=j < width)
 
 
 def weights(score_RHm: Tensor, lse_RH: Tensor, lens_R: Tensor) -> None:
