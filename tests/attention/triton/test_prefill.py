@@ -63,8 +63,8 @@ def test_an_unseen_tile_is_not_read() -> None:
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("how", [None, SMALL])
 def test_one_tensor_with_strides(causal: bool, how: Launch | None) -> None:
-    x = make([101, 101], 64, 3, 16, FP32, 37)
-    k, v = x.dense(slice(None), 101)
+    x = make([51, 51], 64, 3, 16, FP32, 19)
+    k, v = x.dense(slice(None), 51)
     q = x.q.transpose(1, 2).contiguous().transpose(1, 2)
     found = chunk_prefill(q, k, v, None, None, x.scale, causal, how=how)
     expected = naive.attend(q, k, v, x.scale, causal)
