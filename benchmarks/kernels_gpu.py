@@ -13,8 +13,9 @@ import multiprocessing
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -290,20 +291,25 @@ def show(what: str, line: dict[str, Any]) -> None:
     print(what, *(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in line.items()), flush=True)
 
 
-def checks(jobs: int) -> list[dict[str, Any]]:
+def checks(jobs: int, patience: float) -> list[dict[str, Any]]:
     tasks: list[tuple[str, tuple[Any, ...]]] = [("far", ()), ("replay", ())]
     tasks += [("operations", case) for case in CHECKS]
     tasks += [("configuration", (how,)) for how in {Launch(h.entries, h.warps, h.stages): h for h in SWEEP}.values()]
     tasks += [("configuration", (launch(DIM, BF16), page)) for page in (32, 64)]
     found: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [(task, pool.submit(kernels_checks.run, task)) for task in tasks]
-        for task, future in futures:
-            problem = future.exception()
-            if problem is not None:
-                found.append({"case": str(task), "op": "raised", "error": repr(problem)[-800:], "ok": False})
-            else:
-                found += future.result()
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    futures = [(task, pool.submit(kernels_checks.run, task)) for task in tasks]
+    wait([future for _, future in futures], timeout=patience)
+    for task, future in futures:
+        problem = future.exception() if future.done() else f"not done after {patience:.0f} s"
+        if problem is None:
+            found += future.result()
+        else:
+            text = problem if isinstance(problem, str) else "".join(traceback.format_exception(problem))
+            found.append({"case": str(task), "op": "raised", "error": text[-1500:], "ok": False})
+    pool.shutdown(wait=False, cancel_futures=True)
+    for child in multiprocessing.active_children():
+        child.kill()  # only one that hangs is left
     for line in found:
         if not line["ok"]:
             show("FAILED", line)
@@ -346,7 +352,7 @@ def main() -> int:
         options.out.write_text(json.dumps(record, indent=1) + "\n")
         print(f"-- {name}: {record['seconds']} s", flush=True)
 
-    part("checks", lambda: checks(options.jobs))
+    part("checks", lambda: checks(options.jobs, 0.6 * options.seconds))
     part("copy_bytes_per_second", copy_bandwidth)
     bandwidth = record["copy_bytes_per_second"]
     if isinstance(bandwidth, float):

@@ -134,7 +134,8 @@ def decode(
 ) -> State:
     """Attention of one query per head over lens_R entries of each row, or over entries read_RK[r, : lens_R[r]].
 
-    table_RP page numbers, best in int32 (int64 is converted); lens_R int32 or int64. out [R, H, D] in the queries' dtype, lse fp32 [R, H].
+    table_RP page numbers, best in int32 (int64 is converted); lens_R int32 or int64. out [R, H, D] in the queries'
+    dtype, lse fp32 [R, H].
     plan: of this layer; made here if not given. An empty row has out = 0, lse = -inf. A list that serves many steps
     is located once (locate.py) and then is the table of the same arena seen as pages of one entry.
     """
