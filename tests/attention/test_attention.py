@@ -159,6 +159,6 @@ def test_backends_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVFOOT_BACKEND", "naive")
     assert choose() is naive
     assert choose("sdpa") is sdpa
-    monkeypatch.setenv("KVFOOT_BACKEND", "triton")
-    with pytest.raises(UsageError, match="unknown backend 'triton'"):
+    monkeypatch.setenv("KVFOOT_BACKEND", "tritom")
+    with pytest.raises(UsageError, match=r"unknown backend 'tritom' \(did you mean triton\?\)"):
         choose()

@@ -29,11 +29,19 @@ class Backend(Protocol):
 
 
 BACKENDS: dict[str, Backend] = {"naive": naive, "sdpa": sdpa}
+"""Those that need nothing but torch; `triton` is loaded when it is asked for."""
 
 
 def choose(name: str | None = None) -> Backend:
-    """The backend `name`, else the environment's KVFOOT_BACKEND, else sdpa. Raises UsageError for an unknown name."""
+    """The backend `name`, else the environment's KVFOOT_BACKEND, else sdpa. Raises UsageError for an unknown name.
+
+    `triton` raises it too where the package is missing, and, case by case, for what the kernels cannot serve.
+    """
     name = name or os.environ.get("KVFOOT_BACKEND") or "sdpa"
+    if name == "triton":
+        from kvfoot.attention.triton import load
+
+        return load()
     if name not in BACKENDS:
-        raise UsageError(f"unknown backend {name!r}{did_you_mean(name, list(BACKENDS))}")
+        raise UsageError(f"unknown backend {name!r}{did_you_mean(name, [*BACKENDS, 'triton'])}")
     return BACKENDS[name]

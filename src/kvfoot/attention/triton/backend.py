@@ -1,0 +1,46 @@
+"""The operations of attention/naive.py and naive_paged.py by Triton kernels. What they cannot serve is refused."""
+
+import torch
+from torch import Tensor
+
+from kvfoot.attention.state import Ragged, State
+from kvfoot.attention.triton import column_scores as columns
+from kvfoot.attention.triton import decode as decoding
+from kvfoot.attention.triton import window_scores as windows
+from kvfoot.attention.triton.chunk_prefill import chunk_prefill
+from kvfoot.core.errors import UsageError
+
+name = "triton"
+
+
+def attend(
+    q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool, visible: Tensor | None = None
+) -> State:
+    """See naive.attend; out has the queries' dtype."""
+    if visible is not None:
+        raise UsageError("the triton backend has no masks but causal, sinks and window: use the sdpa backend")
+    return chunk_prefill(q_RHnD, k_RmD, v_RmD, None, None, scale, causal)
+
+
+def window_scores(q_RHwD: Tensor, k_RmD: Tensor, scale: float) -> Tensor:
+    """See naive.window_scores."""
+    return windows.window_scores(q_RHwD, k_RmD, None, None, scale)
+
+
+def column_scores(q_RHnD: Tensor, k_RmD: Tensor, lse_RHn: Tensor, scale: float) -> Tensor:
+    """See naive.column_scores."""
+    return columns.column_scores(q_RHnD, k_RmD, None, None, lse_RHn, scale)
+
+
+def decode(q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, rows: Ragged, scale: float) -> State:
+    """See naive.decode; out has the queries' dtype. A captured step calls triton.decode, with lengths on the device."""
+    lens_R = torch.from_numpy(rows.lens).to(q_RHD.device, non_blocking=True)
+    return decoding.decode(q_RHD, k_pages, v_pages, rows.pages, lens_R, scale)
+
+
+def gathered(q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, slots_Rm: Tensor, scale: float) -> State:
+    """See naive.gathered: the arena as pages of one entry."""
+    R, m = slots_Rm.shape
+    k, v = (x.view(-1, 1, x.shape[2]) for x in (k_pages, v_pages))
+    lens_R = torch.full((R,), m, dtype=torch.int32, device=q_RHD.device)
+    return decoding.decode(q_RHD, k, v, slots_Rm, lens_R, scale)

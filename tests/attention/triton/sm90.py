@@ -1,0 +1,180 @@
+"""Compiles what the wrappers launch, for an H100 and without one, and reads the budgets off the machine code.
+
+A script of its own: kernels that are to be compiled must not have been imported under the interpreter. Each wrapper is
+called on tensors without memory; a launch becomes a compilation for sm_90, with the types and the divisibility that the
+arguments have. Prints one JSON object a line: case, kernel, registers, stack, shared (bytes), loads (16-byte
+asynchronous copies), multiplies (tensor core instructions).
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kvfoot.attention.triton import (
+    append,
+    chunk_prefill,
+    column_scores,
+    common,
+    compact,
+    decode,
+    locate,
+    merge,
+    plan,
+    stream_prefill,
+    weights,
+    window_scores,
+)
+
+SM_90 = GPUTarget("cuda", 90, 32)
+TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.int8: "*i8",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+seen: set[str] = set()
+KERNELS: dict[str, ModuleType] = {
+    "append_kernel": append,
+    "compact_kernel": compact,
+    "plan_kernel": plan,
+    "decode_kernel": decode,
+    "locate_kernel": locate,
+    "merge_kernel": merge,
+    "weights_kernel": weights,
+    "chunk_prefill_kernel": chunk_prefill,
+    "stream_prefill_kernel": stream_prefill,
+    "column_scores_kernel": column_scores,
+    "window_lse_kernel": window_scores,
+}
+
+
+def compiled(kernel: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """The kernel as Triton's launcher would specialise it for these arguments; None if that was compiled before."""
+    options = {x: named.pop(x) for x in OPTIONS if x in named}
+    values = dict(zip(kernel.arg_names, given, strict=False)) | named
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = TYPES[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    if source.hash() in seen:
+        return None
+    seen.add(source.hash())
+    return triton.compile(source, target=SM_90, options=options)
+
+
+def budgets(binary: Any) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as file:
+        file.write(binary.asm["cubin"])
+    try:
+        run = lambda *x: subprocess.run(x, capture_output=True, text=True, check=True).stdout  # noqa: E731
+        usage = dict(re.findall(r"(REG|STACK):(\d+)", run(TOOLS / "cuobjdump", "-res-usage", file.name)))
+    finally:
+        os.unlink(file.name)
+    ptx = binary.asm["ptx"]
+    return {
+        "registers": int(usage["REG"]),
+        "stack": int(usage["STACK"]),
+        "shared": binary.metadata.shared,
+        "loads": len(re.findall(r"cp\.async\.cg\.shared\.global .*0x10", ptx)),
+        "multiplies": len(re.findall(r"mma\.sync|wgmma\.mma_async", ptx)),
+    }
+
+
+@contextmanager
+def recording(case: str) -> Iterator[None]:
+    """Launches print their budgets in place of running."""
+
+    class Recorder:
+        def __init__(self, name: str, kernel: Any):
+            self.name, self.kernel = name, kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            def launch(*given: Any, **named: Any) -> None:
+                binary = compiled(self.kernel, given, dict(named))
+                if binary is not None:
+                    print(json.dumps({"case": case, "kernel": self.name, **budgets(binary)}), flush=True)
+
+            return launch
+
+    real = {name: getattr(module, name) for name, module in KERNELS.items()}
+    for name, module in KERNELS.items():
+        setattr(module, name, Recorder(name, real[name]))
+    try:
+        yield
+    finally:
+        for name, module in KERNELS.items():
+            setattr(module, name, real[name])
+
+
+def build(ops: list[str], head_size: int, group: int, page_size: int, dtype: torch.dtype) -> None:
+    case = f"D{head_size} G{group} page{page_size} {str(dtype).removeprefix('torch.')}"
+    meta = lambda *shape, kind=dtype: torch.empty(shape, dtype=kind, device="meta")  # noqa: E731
+    rows, width, n = 8, 4096, 2048
+    k = meta(width, page_size, head_size)
+    table, lens = meta(rows, 64, kind=torch.int32), meta(rows, kind=torch.int32)
+    q, one = meta(rows, group, n, head_size), meta(rows, group, head_size)
+    with recording(case):
+        if "decode" in ops:
+            decode.decode(one, k, k, table, lens, 0.1)
+        if "emit" in ops:
+            decode.decode_emitting(one, k, k, table, lens, 0.1, width)
+        if "read" in ops:
+            decode.decode(one, k, k, table, lens, 0.1, read_RK=meta(rows, 64, kind=torch.int32))
+        if "chunk" in ops:
+            chunk_prefill.chunk_prefill(q, k, k, table, lens, 0.1, True)
+        if "patch" in ops:
+            chunk_prefill.chunk_prefill(q[:, :, :16], k, k, table, lens, 0.1, False)
+        if "dense" in ops:
+            dense = meta(rows, width, head_size)
+            chunk_prefill.chunk_prefill(q, dense, dense, None, None, 0.1, True)
+        if "stream" in ops:
+            stream_prefill.stream_prefill(q, k, k, table, lens, 0.1, 128, 1024)
+        if "columns" in ops:
+            column_scores.column_scores(q, k, table, lens, meta(rows, group, n, kind=torch.float32), 0.1, width)
+        if "window" in ops:
+            window_scores.window_scores(q[:, :, :32], k, table, lens, 0.1, width)
+        if "append" in ops:
+            append.append((k, k), table, lens, (q[:, 0, :1], q[:, 0, :1]))
+        if "compact" in ops:
+            compact.compact((k, k), table, meta(rows, 512, kind=torch.int64), lens, table)
+
+
+def main() -> None:
+    common.check = lambda *_, **__: None  # the device of tensors without memory is refused
+    common.multiprocessors = lambda _: 132
+    torch.Tensor.logsumexp = lambda x, *_: x[:, 0]  # of window_scores; not needed for its launches
+    for case in json.loads(sys.argv[1]):
+        build(case["ops"], case["head_size"], case["group"], case["page_size"], getattr(torch, case["dtype"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What the compiler makes of the kernels for an H100, on any machine: no spills, programs that fit, wide loads."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kvfoot.attention.triton import decode
+
+SHARED = 227 * 1024
+"""Bytes of shared memory that the programs of a multiprocessor have; one kibibyte of each is the system's."""
+REGISTERS = 65536
+EVERY = ["decode", "emit", "read", "chunk", "dense", "stream", "columns", "window", "append", "compact"]
+CASES: list[dict[str, Any]] = [
+    {"head_size": 128, "group": 4, "page_size": 16, "dtype": "bfloat16", "ops": EVERY},
+    {"head_size": 80, "group": 5, "page_size": 64, "dtype": "float16", "ops": ["emit", "patch"]},
+    {"head_size": 256, "group": 16, "page_size": 16, "dtype": "bfloat16", "ops": ["emit", "stream"]},
+    {"head_size": 256, "group": 2, "page_size": 16, "dtype": "float32", "ops": ["decode", "stream"]},
+]
+
+
+@pytest.fixture(scope="module")
+def binaries() -> list[dict[str, Any]]:
+    script = Path(__file__).parent / "sm90.py"
+    quiet = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, script, json.dumps(CASES)], capture_output=True, text=True, check=False, env=quiet
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_every_kernel_compiles_without_spills(binaries: list[dict[str, Any]]) -> None:
+    seen = {b["kernel"] for b in binaries}
+    assert len(seen) == 11, seen
+    for b in binaries:
+        assert b["stack"] == 0, b
+        assert b["registers"] <= 255, b
+        assert b["shared"] <= SHARED - 1024, b
+
+
+def test_the_planned_decode_programs_are_resident_at_once(binaries: list[dict[str, Any]]) -> None:
+    """Equal shares are equal times only if all run together: registers in steps of 8, 32 threads a warp."""
+    found = [b for b in binaries if b["kernel"] == "decode_kernel"]
+    assert len(found) == 6
+    for b in found:
+        head_size, dtype = int(b["case"].split()[0][1:]), getattr(torch, b["case"].split()[-1])
+        how = decode.launch(head_size, dtype)
+        registers = -(-b["registers"] // 8) * 8 * 32 * how.warps
+        assert how.per_sm * registers <= REGISTERS, (b, how)
+        assert how.per_sm * (b["shared"] + 1024) <= SHARED + 1024, (b, how)
+
+
+def test_keys_come_by_asynchronous_copies_of_16_bytes_into_more_than_one_buffer(binaries: list[dict[str, Any]]) -> None:
+    """The page-table load is hoisted: with it in the iteration, one tile of keys and of values is all there is."""
+    for b in binaries:
+        if b["kernel"] in ("decode_kernel", "chunk_prefill_kernel", "stream_prefill_kernel", "window_lse_kernel"):
+            assert b["loads"] > 0, b
+        if b["kernel"] == "decode_kernel":
+            head_size, dtype = int(b["case"].split()[0][1:]), getattr(torch, b["case"].split()[-1])
+            how = decode.launch(head_size, dtype)
+            width = 1 << (head_size - 1).bit_length()
+            assert b["shared"] >= 2 * (how.stages - 1) * how.entries * width * dtype.itemsize, b
+
+
+def test_products_of_half_precision_run_on_the_tensor_cores(binaries: list[dict[str, Any]]) -> None:
+    with_products = ("decode", "chunk_prefill", "stream_prefill", "column_scores", "window_lse")
+    for b in binaries:
+        if b["kernel"].removesuffix("_kernel") in with_products and "float32" not in b["case"]:
+            assert b["multiplies"] > 0, b
+
+
+def test_importing_the_package_imports_no_gpu_library() -> None:
+    code = "import sys, kvfoot, kvfoot.attention.triton; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
