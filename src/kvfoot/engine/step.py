@@ -109,7 +109,11 @@ class Step:
         cache, layer = self.cache, part.layer
         for span in spans:
             at, rows = slice(span.start, span.stop), span.sequence.rows
-            new = {POSITION.name: torch.full((len(part.k), 1, 1), rows.seen)} if span.sequence.plan.planes else {}
+            new = (
+                {POSITION.name: part.k.new_full((len(part.k), 1, 1), rows.seen, dtype=torch.int32)}
+                if span.sequence.plan.planes
+                else {}
+            )
             cache.extend(rows, layer, part.k[:, at], part.v[:, at], new)
         tables = [cache.table(span.sequence.rows, layer) for span in spans]
         most = max(table.shape[1] for table in tables)
