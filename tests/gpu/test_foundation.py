@@ -103,7 +103,7 @@ def test_every_family_writes_the_cpus_tokens(kind: str, backend: str) -> None:
     model = build(kind)
     both(model, [tiny.tokens(n, n) for n in (150, 61)], backend)
     if kind in DECIDED:
-        options = {"window": 3, "kernel": 3}
+        options = UNTIED["adakv"]
         both(model, [tiny.tokens(n, n) for n in (150, 61)], backend, method="adakv", options=options, keep=0.4)
 
 

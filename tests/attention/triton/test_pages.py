@@ -26,7 +26,8 @@ def same(a: Tensor, b: Tensor) -> bool:
 )
 def test_append(D: int, page: int, dtype: torch.dtype, index: torch.dtype, n: int) -> None:
     """Across page borders, to an empty row, to a row that takes nothing; values with strides."""
-    x = make([page - 1, 100, page, page + 1, 30], D, 1, page, dtype, index=index)
+    # every row has the pages for what it takes: two rows that wrote into one page would do so in any order
+    x = make([n, max(100, 3 + n), page - 1 + n, page + 1, page + n], D, 1, page, dtype, index=index)
     start = torch.tensor([0, 3, page - 1, -1, page], device=DEVICE, dtype=index)
     new = torch.randn(2, n, 5, D, generator=torch.Generator().manual_seed(n)).to(DEVICE, dtype).transpose(1, 2)
     mine, theirs = (x.k.clone(), x.v.clone()), (x.k.clone(), x.v.clone())
