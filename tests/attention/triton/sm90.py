@@ -85,9 +85,10 @@ def compiled(kernel: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
             if value % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
-    if source.hash() in seen:
+    key = f"{source.hash()} {options}"
+    if key in seen:
         return None
-    seen.add(source.hash())
+    seen.add(key)
     return triton.compile(source, target=SM_90, options=options)
 
 

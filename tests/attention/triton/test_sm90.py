@@ -56,8 +56,8 @@ def test_the_planned_decode_programs_are_resident_at_once(binaries: list[dict[st
         assert how.per_sm * (b["shared"] + 1024) <= SHARED + 1024, (b, how)
 
 
-def test_keys_come_by_asynchronous_copies_of_16_bytes_into_more_than_one_buffer(binaries: list[dict[str, Any]]) -> None:
-    """The page-table load is hoisted: with it in the iteration, one tile of keys and of values is all there is."""
+def test_keys_come_by_asynchronous_copies_into_as_many_buffers_as_asked_for(binaries: list[dict[str, Any]]) -> None:
+    """16 bytes at a time. The page-table load is hoisted: with it in the iteration there would be one buffer."""
     for b in binaries:
         if b["kernel"] in ("decode_kernel", "chunk_prefill_kernel", "stream_prefill_kernel", "window_lse_kernel"):
             assert b["loads"] > 0, b
