@@ -293,6 +293,9 @@ def _check_method(method: Method) -> None:
         raise UsageError(
             f"{method.name} renumbers positions (PRE_ROPE), generate() rotates by its own: use kvfoot.Engine"
         )
+    replay = next((name for name in ("verify", "rectify") if getattr(method, name, 0)), None)
+    if replay is not None:
+        raise UsageError(f"{method.name}: {replay} reads tokens again, generate() reads them once: use kvfoot.Engine")
     if getattr(method, "patch", False):
         raise UsageError(f"{method.name}: patch=true adds tokens to a pass, generate() has its own: use kvfoot.Engine")
 
