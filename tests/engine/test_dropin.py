@@ -300,6 +300,9 @@ def test_methods_that_need_a_pass_of_their_own() -> None:
         if Needs.PRE_ROPE in methods()[name].needs:
             with pytest.raises(UsageError, match=rf"{name} renumbers positions \(PRE_ROPE\)"):
                 Cache(model(), name, keep=0.5)
+    for option in ("verify", "rectify"):
+        with pytest.raises(UsageError, match=f"refreshkv: {option} reads tokens again"):
+            Cache(model(), "refreshkv", options={option: 3})
     with pytest.raises(UsageError, match="snapkv: patch=true adds tokens to a pass"):
         Cache(model(), "snapkv", options={"patch": True}, keep=0.5, evict="chunk")
 

@@ -28,6 +28,8 @@ MORE: list[Size] = [
     ("pyramidkv", {"window": 4, "kernel": 3}, {"keep": 0.4, "chunk": 16}),
     ("streamingllm", {"sink": 2}, {"keep": 0.5, "chunk": 16}),
     ("refreshkv", {"every": 2, "schedule": "fixed"}, {"budget": 20, "chunk": 16}),
+    ("heads", {"roles": "random", "sparsity": 0.5, "sink": 2, "window": 8}, {"chunk": 16}),
+    ("quest", {}, {"budget": 32, "chunk": 16}),
     ("snapkv", {"window": 4, "patch": True}, {"keep": 0.5, "evict": "chunk", "chunk": 16}),
 ]
 
@@ -159,6 +161,26 @@ def test_an_end_token_is_not_read_with_the_next_turn() -> None:
     ]
 
 
+def test_drafts_behind_an_end_token_are_not_part_of_the_conversation() -> None:
+    one = tiny.make("llama", positions=1024)
+    how: dict[str, Any] = {"method": "refreshkv", "budget": 60, "chunk": 16}
+    free = tiny.Strict(one, Chat(), kv_memory=1 << 22).session(DOCUMENT).turn("Who?", max_new_tokens=9).tokens
+    one.generation_config.eos_token_id = [free[3]]
+    found = []
+    for verify in (0, 8):
+        session = tiny.Strict(one, Chat(), kv_memory=1 << 22).session(DOCUMENT, **how, options={"verify": verify})
+        first = session.turn("Who?", max_new_tokens=9).tokens
+        assert session.talk is not None
+        assert session.talk.rows.seen == len(session.talk.tokens) - 1
+        session.runner.cache.check()
+        found.append([first, session.turn("Why?", max_new_tokens=6).tokens])
+        assert session.talk.rows.seen == len(session.talk.tokens) - 1
+    full = tiny.Strict(one, Chat(), kv_memory=1 << 22).session(DOCUMENT)
+    expected = [full.turn(message, max_new_tokens=n).tokens for message, n in (("Who?", 9), ("Why?", 6))]
+    assert found[1] == expected
+    assert free[3] in found[1][0]
+
+
 def test_a_turn_that_exceeds_the_positions() -> None:
     session = start()
     session.turn("Who?", max_new_tokens=4)
@@ -202,8 +224,9 @@ def test_a_turn_that_fails_leaves_the_conversation() -> None:
 # Files
 
 
-@pytest.mark.parametrize("pages", [(16, 16), (4, 3)], ids=str)
-@pytest.mark.parametrize("size", [*SIZES, *MORE], ids=str)
+@pytest.mark.parametrize(
+    ("size", "pages"), [(size, ((16, 16), (4, 3))[i % 2]) for i, size in enumerate([*SIZES, *MORE])], ids=str
+)
 def test_a_saved_session_goes_on_token_for_token(size: Size, pages: tuple[int, int], tmp_path: Path) -> None:
     session = start(size, page_size=pages[0])
     session.save(tmp_path / "document.kv")

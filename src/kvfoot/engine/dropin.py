@@ -18,12 +18,13 @@ from torch import Tensor
 
 from kvfoot.core.budget import Budget
 from kvfoot.core.errors import UsageError
-from kvfoot.core.hooks import Method, Needs
+from kvfoot.core.hooks import Method
 from kvfoot.core.records import RunRecord
 from kvfoot.core.registry import method as find_method
 from kvfoot.engine import account
 from kvfoot.engine.clock import Clock
 from kvfoot.engine.engine import Engine
+from kvfoot.engine.host import base_of, check_method, row_width, watch
 from kvfoot.engine.lanes import Lane, bounds
 from kvfoot.engine.packed import Forward
 from kvfoot.engine.prompts import check_length
@@ -64,16 +65,16 @@ class Cache(PassCache):
         self.layers, self.seen, self.closed = [], 0, False
         self.method, self.limits = find_method(method, options), Budget.of(keep, budget, evict)
         self.chunk, self.prompt, self.room = chunk, prompt, room
-        _check_method(self.method)
+        check_method(self.method)
         if prompt is not None and prompt < 1:
             raise UsageError(f"prompt={prompt}: give the columns of the padded prompt, input_ids.shape[1]")
-        base = _base(model)
+        base = base_of(model)
         training = [module for module in base.modules() if module.training]
         name, revision = getattr(base.config, "_name_or_path", ""), getattr(base.config, "_commit_hash", None)
         self._attached = not str(base.config._attn_implementation).startswith(PREFIX)  # by this cache
         self.engine = Engine(base, name=name, revision=revision or "unknown", **engine)
         self._training = training
-        self._hooks = _watch(base.get_decoder(), weakref.ref(self))
+        self._hooks = watch(base.get_decoder(), weakref.ref(self))
         self._lanes: list[Lane | None] = []
         self._runner: Runner | None = None
         self._forward: Forward | None = None
@@ -162,14 +163,14 @@ class Cache(PassCache):
         if not self.seen:
             self._clock, self._lanes = Clock(), [None] * B
             if self.prompt is None:
-                self.prompt, self._guessed = _row_width(mask, T), True
+                self.prompt, self._guessed = row_width(mask, T), True
             if self.chunk is None and self.prompt > T:
                 self.chunk = T
         if len(self._lanes) != B:
             raise UsageError(f"a pass of {B} sequences over the cache of {len(self._lanes)}: a batch stays as it is")
         assert self.prompt is not None
         if reading and (
-            self.seen + T > self.prompt or (self._guessed and _row_width(mask, self.seen + T) != self.prompt)
+            self.seen + T > self.prompt or (self._guessed and row_width(mask, self.seen + T) != self.prompt)
         ):
             raise UsageError(
                 f"{self.seen + T} columns of a prompt that seemed to have {self.prompt}: give its length, "
@@ -285,55 +286,3 @@ class Cache(PassCache):
         if given is not None and not chunked and bool((token & (given != own)).any()):
             raise UsageError("position_ids do not count each sequence's own tokens from 0: leave them to generate()")
         return own.where(token, 0)
-
-
-def _check_method(method: Method) -> None:
-    """Refuse what transformers' own passes leave no room for."""
-    if Needs.PRE_ROPE in method.needs:
-        raise UsageError(
-            f"{method.name} renumbers positions (PRE_ROPE), generate() rotates by its own: use kvfoot.Engine"
-        )
-    if getattr(method, "patch", False):
-        raise UsageError(f"{method.name}: patch=true adds tokens to a pass, generate() has its own: use kvfoot.Engine")
-
-
-def _base(model: Any) -> Any:
-    """The transformers model under PEFT's wrapper. Raises UsageError for what a cache of one device cannot serve."""
-    peft = getattr(model, "active_peft_config", None)
-    if peft is not None and getattr(peft, "is_prompt_learning", False):
-        raise UsageError(f"PEFT's {peft.peft_type} puts entries of its own into the cache: use an adapter such as LoRA")
-    base = model.get_base_model() if peft is not None else model
-    devices = sorted({str(p.device) for p in base.parameters()})
-    if len(devices) != 1 or devices == ["meta"]:
-        raise UsageError(
-            f"the model's layers are on {', '.join(devices)}: the cache is on one device, use device_map={{'': 0}}"
-        )
-    return base
-
-
-def _row_width(mask: Tensor | None, columns: int) -> int:
-    """Columns of the whole prompt: `prefill_chunk_size` hands out views mask[:, :n] of the prompt's mask."""
-    if mask is None or mask.stride(1) != 1:
-        return columns
-    return max(columns, mask.stride(0))
-
-
-def _watch(decoder: Any, cache: "weakref.ref[Cache]") -> list[Any]:
-    """Removable hooks that tell a living cache where a pass over it begins and ends."""
-
-    def before(module: Any, args: Any, inputs: dict[str, Any]) -> Any:
-        past = inputs.get("past_key_values")
-        return (args, past.begin(inputs)) if isinstance(past, Cache) and past is cache() else None
-
-    def after(module: Any, args: Any, inputs: dict[str, Any], output: Any) -> None:
-        past = inputs.get("past_key_values")
-        if isinstance(past, Cache) and past is cache():
-            past.end()
-
-    hooks = [
-        decoder.register_forward_pre_hook(before, with_kwargs=True),
-        decoder.register_forward_hook(after, with_kwargs=True),
-    ]
-    for hook in hooks:
-        weakref.finalize(cache(), hook.remove)
-    return hooks

@@ -39,6 +39,16 @@ def rewind(runner: "Runner", sequence: Sequence, count: int) -> None:
         p.n, p.uncommitted = 0, 1
 
 
+def forget(runner: "Runner", sequence: Sequence, count: int) -> None:
+    """Take the last `count` tokens of the last pass back: wrong drafts, or right ones behind an end token."""
+    if not count:
+        return
+    runner.cache.truncate(sequence.rows, count)
+    sequence.promised = sequence.promised - count
+    last = sequence.trace.passes[-1]
+    last.n, last.uncommitted = last.n - count, last.uncommitted + count
+
+
 def verified(runner: "Runner", sequence: Sequence, count: int) -> Tensor:
     """Up to `count` greedy tokens: drafted by the reader, checked by one full pass (arXiv 2408.11049, section 4).
 
@@ -54,11 +64,6 @@ def verified(runner: "Runner", sequence: Sequence, count: int) -> Tensor:
     found = runner.step([Span(sequence, 0, count, None, dense=True)]).forward(runner.model, drafts[:-1], every=True)
     right = found.argmax(-1) == torch.tensor(drafts[1:], device=found.device)
     accepted = min(count, 1 + int(right.long().cumprod(0).sum()))
-    wrong = count - accepted
-    if wrong:
-        runner.cache.truncate(sequence.rows, wrong)
-        sequence.promised = sequence.promised - wrong
-        last = sequence.trace.passes[-1]
-        last.n, last.uncommitted = accepted, wrong
+    forget(runner, sequence, count - accepted)
     sequence.reading = states[accepted - 1]
     return found[:accepted]

@@ -9,6 +9,7 @@ from kvfoot.engine.account import record
 from kvfoot.engine.clock import Clock
 from kvfoot.engine.prompts import check_length, encode, follow, text
 from kvfoot.engine.replay import check as check_replay
+from kvfoot.engine.replay import forget
 from kvfoot.engine.result import Interrupted, Result
 from kvfoot.engine.runner import Runner
 from kvfoot.engine.sampler import Sampling
@@ -175,6 +176,7 @@ class Session:
         try:
             logits = runner.feed(sequence, after, self.config["chunk"])
             runner.decode([sequence], [logits], limit, sampling, clock)
+            forget(runner, sequence, sequence.rows.seen + 1 - len(sequence.tokens))
             done = True
         except KeyboardInterrupt:
             interrupted = True
