@@ -1,0 +1,107 @@
+"""The sweeps behind the published figures: quality against footprint of the shipped model and of SmolLM2.
+
+    python benchmarks/sweep_records.py --data FOLDER --out DIR            # everything; goes on where it was
+    python benchmarks/sweep_records.py --data FOLDER --out DIR --cost     # one small cell per model: seconds a sample
+
+FOLDER has books/ and words/. Each sweep is one `kvfoot eval` (printed before it runs), resumed and shared like any other;
+its results go to DIR/NAME and, compact, to results/NAME.json.gz. First run `--scores`: full attention alone, on all tasks
+and lengths; tasks where it scores 0.6 or less are named and left out of the sweeps (--tasks overrides).
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from kvfoot.cli.app import main as kvfoot
+from kvfoot.evaluate.export import read
+
+METHODS = "full,streaming,snapkv,snapkv:patch=true,pyramidkv,h2o,tova,keynorm,adakv,random"
+CHUNKED = "--evict chunk --chunk 512"
+KNOB = "--knob keep=0.9,0.7,0.5,0.3,0.15"
+ABLE = 0.6
+"""Full attention's score above which a loss can be measured."""
+SWEEPS = {
+    "recall": ("recall", "passkey,keys4,keys16,multivalue,json-numbers,variables,chain,table", "2K,4K", 200),
+    "smollm2": ("smollm2", "passkey,keys4", "1K,2K", 50),
+}
+
+
+def command(name: str, args: argparse.Namespace, tasks: str, methods: str, samples: int, out: Path) -> list[str]:
+    model, _, lengths, _ = SWEEPS[name]
+    text = f"eval --model {model} --tasks {tasks} --methods {methods} --lengths {args.lengths or lengths} {CHUNKED}"
+    knob = KNOB if methods != "full" else ""
+    more = f"{knob} --samples {samples} --data {args.data} --device {args.device} --workers {args.workers} --out {out}"
+    return shlex.split(f"{text} {more} {args.more}")
+
+
+def call(arguments: list[str]) -> None:
+    print("kvfoot", shlex.join(arguments), flush=True)
+    code = kvfoot(arguments)
+    if code:
+        sys.exit(code)
+
+
+def able(name: str, args: argparse.Namespace) -> list[str]:
+    """Tasks of a sweep that full attention can do, by a sweep of it alone."""
+    folder = args.out / f"{name}-full"
+    call(command(name, args, SWEEPS[name][1], "full", args.samples or 20, folder))
+    scores: dict[tuple[str, int], list[float]] = {}
+    for r in read(folder):
+        scores.setdefault((r.cell.task, r.cell.length), []).append(r.score)
+    means = {key: sum(x) / len(x) for key, x in scores.items()}
+    for (task, length), mean in sorted(means.items()):
+        print(f"{name} {task} {length}: {mean:.3f}{'' if mean > ABLE else ': left out'}")
+    return [t for t in SWEEPS[name][1].split(",") if all(m > ABLE for (task, _), m in means.items() if task == t)]
+
+
+def cost(name: str, args: argparse.Namespace) -> None:
+    """Seconds a sample of every method, on the sweep's first task at 1K, two samples each."""
+    args.lengths = "1K"
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        began = time.perf_counter()
+        call(command(name, args, SWEEPS[name][1].split(",")[0], METHODS, 2, out))
+        wall = time.perf_counter() - began
+        results = read(out)
+    cells = len({r.cell.key for r in results})
+    print(json.dumps({"sweep": name, "cells": cells, "samples": len(results), "wall_s": round(wall, 1),
+                      "s_per_sample": round(wall / len(results), 3)}))  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--out", default=Path("out"), type=Path)
+    parser.add_argument("--sweeps", default=",".join(SWEEPS))
+    parser.add_argument("--samples", type=int, help="per cell (default: as listed)")
+    parser.add_argument("--tasks", help="instead of those that full attention can do")
+    parser.add_argument("--lengths")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--more", default="", help="further options of kvfoot eval, such as --dtype bfloat16")
+    parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--scores", action="store_true", help="full attention alone")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.sweeps.split(","):
+        if args.cost:
+            cost(name, args)
+            continue
+        tasks = args.tasks.split(",") if args.tasks else able(name, args)
+        if args.scores:
+            continue
+        if not tasks:
+            print(f"{name}: full attention can do none of its tasks")
+            continue
+        out = args.out / name
+        samples = args.samples or SWEEPS[name][3]
+        call([*command(name, args, ",".join(tasks), METHODS, samples, out), "--export", f"results/{name}.json.gz"])
+        call(["critical", str(out)])
+
+
+if __name__ == "__main__":
+    main()
