@@ -3,9 +3,9 @@
     python benchmarks/sweep_records.py --data FOLDER --out DIR            # everything; goes on where it was
     python benchmarks/sweep_records.py --data FOLDER --out DIR --cost     # one small cell per model: seconds a sample
 
-FOLDER has books/ and words/. Each sweep is one `kvfoot eval` (printed before it runs), resumed and shared like any other;
-its results go to DIR/NAME and, compact, to results/NAME.json.gz. First run `--scores`: full attention alone, on all tasks
-and lengths; tasks where it scores 0.6 or less are named and left out of the sweeps (--tasks overrides).
+FOLDER has books/ and words/. Each sweep is one `kvfoot eval`, printed before it runs, resumed and shared like any other;
+its results go to DIR/NAME and, compact, to results/NAME.json.gz. Full attention is run alone first (`--scores`: nothing
+else): tasks where it scores 0.6 or less at one of the lengths are named and left out of the sweep. --tasks overrides.
 """
 
 import argparse
@@ -17,7 +17,10 @@ import time
 from pathlib import Path
 
 from kvfoot.cli.app import main as kvfoot
+from kvfoot.evaluate.drive import prepare, work
 from kvfoot.evaluate.export import read
+from kvfoot.evaluate.store import Store
+from kvfoot.evaluate.sweep import Sweep
 
 METHODS = "full,streaming,snapkv,snapkv:patch=true,pyramidkv,h2o,tova,keynorm,adakv,random"
 CHUNKED = "--evict chunk --chunk 512"
@@ -59,17 +62,27 @@ def able(name: str, args: argparse.Namespace) -> list[str]:
 
 
 def cost(name: str, args: argparse.Namespace) -> None:
-    """Seconds a sample of every method, on the sweep's first task at 1K, two samples each."""
-    args.lengths = "1K"
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        began = time.perf_counter()
-        call(command(name, args, SWEEPS[name][1].split(",")[0], METHODS, 2, out))
-        wall = time.perf_counter() - began
-        results = read(out)
-    cells = len({r.cell.key for r in results})
-    print(json.dumps({"sweep": name, "cells": cells, "samples": len(results), "wall_s": round(wall, 1),
-                      "s_per_sample": round(wall / len(results), 3)}))  # fmt: skip
+    """Seconds a sample, and the share that is not the model's: the sweep's first task, two samples of every cell."""
+    model, tasks, _, _ = SWEEPS[name]
+    for evict in ("post", "chunk"):
+        methods = tuple(m for m in METHODS.split(",") if evict == "chunk" or "patch" not in m)
+        lengths = (int(args.lengths or 1024),)
+        knobs = {"keep": (0.9, 0.7, 0.5, 0.3, 0.15)}
+        sweep = Sweep(
+            model, (tasks.split(",")[0],), methods, knobs, lengths, samples=2, evict=(evict,), data=str(args.data),
+            device=args.device,
+        )  # fmt: skip
+        bench = prepare(sweep)
+        with tempfile.TemporaryDirectory() as folder:
+            store = Store(Path(folder))
+            began = time.perf_counter()
+            worker = work(bench, store)
+            wall = time.perf_counter() - began
+            count = len(store.results())
+            store.close()
+        found = {"sweep": name, "evict": evict, "length": lengths[0], "cells": len(bench.cells), "samples": count}
+        found |= {"wall_s": round(wall, 2), "s_per_sample": round(wall / count, 4)}
+        print(json.dumps(found | {"bookkeeping": round(1 - worker.spent / wall, 4)}), flush=True)
 
 
 def main() -> None:

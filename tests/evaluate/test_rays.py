@@ -19,23 +19,13 @@ def sweep(folder: Path) -> Sweep:
     from tinyeval import save
 
     path = folder / "mine.jsonl"
-    rows = [
-        {"prompt": f"Entry {i}: " + "words that fill " * 8, "answers": ["x"], "max_new_tokens": 3} for i in range(6)
-    ]
+    prompts = [f"Entry {i}: " + "words that fill " * 8 for i in range(6)]
+    rows = [{"prompt": prompt, "answers": ["x"], "max_new_tokens": 3} for prompt in prompts]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     methods = ("full", "snapkv:window=8", "h2o", "streaming")
     knobs = {"keep": (0.5, 0.2)}
-    return Sweep(
-        str(save(folder / "model")),
-        (str(path),),
-        methods,
-        knobs,
-        samples=6,
-        chunk=64,
-        batch=2,
-        dtype="float32",
-        device="cpu",
-    )
+    where: dict[str, Any] = {"chunk": 64, "batch": 2, "dtype": "float32", "device": "cpu"}
+    return Sweep(str(save(folder / "model")), (str(path),), methods, knobs, samples=6, **where)
 
 
 def content(folder: Path) -> list[tuple[Any, ...]]:
@@ -54,11 +44,8 @@ def test_a_killed_worker_costs_its_cells_time(tmp_path: Path) -> None:
         import psutil
 
         if not killed and queue.store.progress(queue.numbers, 6):
-            names = [
-                p for p in psutil.process_iter(["name", "cmdline"]) if "ray::Actor" in " ".join(p.info["cmdline"] or [])
-            ]
-            mine = {c.pid for c in psutil.Process().children(recursive=True)}
-            worker = next(p for p in names if p.pid in mine)
+            mine = psutil.Process().children(recursive=True)
+            worker = next(p for p in mine if "ray::Actor" in " ".join(p.cmdline()))
             killed.append(worker.pid)
             os.kill(worker.pid, signal.SIGKILL)
 
