@@ -3,8 +3,8 @@
     python benchmarks/sweep_records.py --data FOLDER --out DIR            # everything; goes on where it was
     python benchmarks/sweep_records.py --data FOLDER --out DIR --cost     # one small cell per model: seconds a sample
 
-FOLDER has books/ and words/. Each sweep is one `kvfoot eval`, printed before it runs, resumed and shared like any other;
-its results go to DIR/NAME and, compact, to results/NAME.json.gz. Full attention is run alone first (`--scores`: nothing
+FOLDER has books/ and words/. Each sweep is one `kvfoot eval`, printed before it runs, resumed like any other; its
+results go to DIR/NAME and, compact, to results/NAME.json.gz. Full attention is run alone first (`--scores`: nothing
 else): tasks where it scores 0.6 or less at one of the lengths are named and left out of the sweep. --tasks overrides.
 """
 
