@@ -75,13 +75,13 @@ def cost(name: str, args: argparse.Namespace) -> None:
         bench = prepare(sweep)
         with tempfile.TemporaryDirectory() as folder:
             store = Store(Path(folder))
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             worker = work(bench, store)
-            wall = time.perf_counter() - began
+            wall, cpu = time.perf_counter() - began, time.process_time() - cpu
             count = len(store.results())
             store.close()
         found = {"sweep": name, "evict": evict, "length": lengths[0], "cells": len(bench.cells), "samples": count}
-        found |= {"wall_s": round(wall, 2), "s_per_sample": round(wall / count, 4)}
+        found |= {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "s_per_sample": round(wall / count, 4)}
         print(json.dumps(found | {"bookkeeping": round(1 - worker.spent / wall, 4)}), flush=True)
 
 
