@@ -3,10 +3,9 @@
 import re
 from pathlib import Path
 
-from tinyeval import tokenizer
-
 from kvfoot.evaluate.catalog import own
 from kvfoot.evaluate.encode import ask, counter
+from tinyeval import tokenizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "evaluate.md"
 
