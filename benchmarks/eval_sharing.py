@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -104,7 +105,7 @@ def main() -> None:
     one, apart, read, forks = (statistics.median(column) for column in zip(*runs, strict=True))
     record = {
         "benchmark": "eval_sharing",
-        "command": " ".join(["python", *sys.argv]),
+        "command": f"python benchmarks/eval_sharing.py {shlex.join(sys.argv[1:])}",
         "clock": "processor" if args.cpu else "wall",
         "methods": len(members),
         "groups": len(groups(members)),

@@ -227,6 +227,8 @@ def test_what_is_refused(
         ('{"prompt": "x", "answers": [3]}', ["line 2", "answers"]),
         ('{"prompt": "x", "answers": "y", "promt": 1}', ["line 2", "unknown field 'promt'"]),
         ('{"prompt": "x", "answers": "y", "metric": "rogue"}', ["unknown metric 'rogue'", "did you mean rouge"]),
+        ('{"prompt": "x", "answers": "y", "metric": ["rouge"]}', ["line 2", "is not a text"]),
+        ('{"prompt": "x\u2028", "answers": "y", "question": 3}', ["line 2", "question=3"]),
         ('{"prompt": "x", "answers": "y", "max_new_tokens": 0}', ["line 2", "max_new_tokens=0"]),
     ],
 )

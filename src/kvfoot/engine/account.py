@@ -1,6 +1,7 @@
 """From what happened to the record: clocks, pool and traces in, RunRecord out."""
 
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from typing import Any
@@ -50,6 +51,7 @@ def record(
     )
 
 
+@cache
 def packages() -> dict[str, str]:
     """Versions of what decides a run's numbers."""
     found = {"python": platform.python_version()}
@@ -68,6 +70,7 @@ def device(of: torch.device) -> dict[str, Any]:
     return {"type": of.type, "name": _cpu(), "threads": torch.get_num_threads()}
 
 
+@cache
 def _cpu() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

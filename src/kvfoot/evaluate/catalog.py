@@ -85,7 +85,7 @@ class Lines:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8'}: give a JSONL file") from None
-        rows = [_line(path, i, line, answers) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        rows = [_line(path, i, line, answers) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         if not rows:
             raise UsageError(f'{path}: no samples: a line is {{"prompt": ..., "answers": [...]}}')
         named = {row["metric"] for row in rows if "metric" in row}
@@ -145,13 +145,16 @@ def _line(path: Path, number: int, line: str, answers: bool) -> dict[str, Any]:
     strange = [key for key in row if key not in FIELDS]
     if strange:
         raise UsageError(f"{where}: unknown field {strange[0]!r} (known: {', '.join(FIELDS)})")
+    wrong = [key for key in ("question", "prefix", "metric") if not isinstance(row.get(key, ""), str)]
+    if wrong:
+        raise UsageError(f"{where}: {wrong[0]}={row[wrong[0]]!r} is not a text")
     given = row.get("answers", [])
     row["answers"] = [given] if isinstance(given, str) else given
     texts = isinstance(row["answers"], list) and all(isinstance(a, str) and a for a in row["answers"])
     if not texts or (answers and not row["answers"]):
         raise UsageError(f"{where}: answers is a text, or a list of at least one")
     room = row.get("max_new_tokens", 1)
-    if not isinstance(room, int) or room < 1:
+    if not isinstance(room, int) or isinstance(room, bool) or room < 1:
         raise UsageError(f"{where}: max_new_tokens={room!r}: give a number of at least 1")
     return row
 

@@ -1,5 +1,6 @@
 """A sweep from its command to a full store: what is refused, who works on what, and who is replaced when killed."""
 
+import json
 import multiprocessing
 import sys
 import time
@@ -115,6 +116,10 @@ def prepare(sweep: Sweep, engine: "Engine | None" = None) -> Bench:
             a = ask(engine.tokenizer, example, task.metric, sweep.chats(task), sweep.question)
             if not a.reference and example.score is None:
                 raise UsageError(f"{task.name}: a sample has neither answers nor a score")
+            try:
+                json.dumps(dict(example.figures))
+            except TypeError as error:
+                raise UsageError(f"{task.name}: the figures of a sample are not plain JSON: {error}") from None
             for v in variants:
                 engine.plan(v.method, v.budget, len(a.prompt), sweep.chunk, a.room)
     return Bench(sweep, engine, tasks, sweep.cells(tasks, engine.revision, str(engine.dtype).removeprefix("torch.")))

@@ -112,8 +112,8 @@ class Sweep:
             for knob in own:
                 values = self.knobs[knob]
                 if knob in BUDGETS:
-                    when = (None,) if reader else self.evict
-                    found += [_checked(Variant(base, knob, v, evict)) for v in values for evict in when]
+                    times: tuple[str | None, ...] = (None,) if reader else self.evict
+                    found += [_checked(Variant(base, knob, v, at)) for v in values for at in times]
                 else:
                     found += [Variant(find_method(name, {**options, knob: _number(v)}), knob, v) for v in values]
             if not own:
