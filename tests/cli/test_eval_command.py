@@ -65,6 +65,8 @@ def test_a_sweep_and_its_critical_footprint(kvfoot: Any, model: Path, questions:
     assert read(out) == results, "timings too: nothing was run twice"
     assert [(r.score, r.record, r.cell) for r in read(export)] == [(r.score, r.record, r.cell) for r in results]
     assert export.stat().st_size < (out / FILE).stat().st_size / 4
+    assert export.stat().st_mode == questions.stat().st_mode, "as any file of the user's"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.jsonl", "out", "out.json.gz"]
     more = kvfoot(*command(model, questions, out, knob="keep=0.8"))
     assert more.code == 0
     assert len(read(out)) == (CELLS + 3) * SAMPLES

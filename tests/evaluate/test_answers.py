@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from tinyeval import Parrot, engine
 
 from kvfoot.core.results import SampleResult
 from kvfoot.evaluate import answers
 from kvfoot.evaluate.sweep import Sweep
 from kvfoot.evaluate.worker import Job, Worker
+from tinyeval import Parrot, engine
 
 METHODS = ("full", "snapkv:window=8", "adakv:window=8", "keynorm:skip=1", "random:window=8")
 STEPPED = ("h2o", "tova", "streaming", "streamingllm", "refreshkv:every=2:schedule=fixed")

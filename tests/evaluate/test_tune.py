@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tinyeval import Parrot, engine
 
 from kvfoot.core.errors import UsageError
 from kvfoot.core.registry import method as find_method
@@ -17,6 +16,7 @@ from kvfoot.core.settings import Settings
 from kvfoot.evaluate.judge import Agreement, Answers, Verdict
 from kvfoot.evaluate.sweep import Sweep, Variant
 from kvfoot.evaluate.tune import Candidate, rounds, search, settings_of
+from tinyeval import Parrot, engine
 
 FULL = Variant(find_method("full"))
 KEEPS = tuple(k / 20 for k in range(1, 20))

@@ -84,8 +84,9 @@ def _run(sweep: Any, out: Path, workers: int, ray: str | None, export: Path | No
         check(out / FILE)
     sweep.variants()
     choose(sweep.backend)
-    tasks = catalog.find(sweep.tasks, sweep.data)
-    if not sweep.lengths and any(isinstance(task, catalog.Generated) for task in tasks):
+    catalog.find(sweep.tasks, sweep.data)
+    files = [name for name in sweep.tasks if name.endswith((".jsonl", ".py"))]
+    if not sweep.lengths and len(files) < len(sweep.tasks):
         raise UsageError("--lengths: give the context tokens of the built-in tasks, such as --lengths 1K,4K")
     console = stderr()
     watch = Watch(console, sweep.samples)

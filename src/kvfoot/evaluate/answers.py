@@ -16,11 +16,10 @@ from torch import Tensor
 from kvfoot.engine.runner import Runner
 from kvfoot.engine.sequence import Sequence
 from kvfoot.engine.span import Span
+from kvfoot.evaluate.forced import steps_at_decode
 
 PASS = 1024
 """Most tokens of a teacher-forced pass: their logits are held at once."""
-APPENDING = ("baseline", "evict")
-"""Categories of methods whose decode steps read everything that is stored."""
 
 
 @dataclass
@@ -61,7 +60,7 @@ class Lane:
 
 def one_pass(sequence: Sequence) -> bool:
     """Whether one pass over the reference stands for decoding it: never where decode evicts or reads a part."""
-    return sequence.later is None and sequence.method.category in APPENDING
+    return not steps_at_decode(sequence)
 
 
 def follow(runner: Runner, lanes: Many[Lane], chunk: int | None) -> None:

@@ -4,32 +4,38 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-from kvfoot.core.errors import UsageError
+from kvfoot.core.errors import UsageError, did_you_mean
 from kvfoot.evaluate import tasks as built_in
-from kvfoot.evaluate.metrics import scorer
 from kvfoot.evaluate.protocol import Count, Example, Task
+from kvfoot.evaluate.scorers import SCORERS, Scorer
 from kvfoot.evaluate.tasks.corpus import Corpus, read_corpus, read_vocabulary
+from kvfoot.evaluate.tasks.published import GROUPS, NAMES, expand, published_task
 
 FIELDS = ("prompt", "question", "answers", "prefix", "metric", "max_new_tokens")
 
 
 def find(names: Sequence[str], data: str | None = None) -> list[Task]:
-    """Tasks by name or path; data: the folder of books and words. Raises UsageError; files are read here."""
+    """Tasks by name, group or path; data: the folder of books and words. Raises UsageError; files are read here."""
     found: list[Task] = []
     corpus: Corpus | None = None
-    for name in names:
+    for name in expand(list(names)):
+        base = name.partition(":")[0]
         if name.endswith(".jsonl"):
             found.append(Lines.read(Path(name)))
         elif name.endswith(".py"):
             found.append(own(Path(name)))
-        else:
-            task = built_in.find_task(name)
+        elif name in built_in.TASKS:
             corpus = corpus or _corpus(data)
-            found.append(Generated(task, corpus))
+            found.append(Generated(built_in.TASKS[name], corpus))
+        elif base in NAMES:
+            found.append(published_task(name, None if data is None else Path(data)))
+        else:
+            raise UsageError(f"unknown task {name!r}{did_you_mean(name, [*built_in.TASKS, *NAMES, *GROUPS])}")
     twice = {t.name for t in found if [x.name for x in found].count(t.name) > 1}
     if twice:
         raise UsageError(f"--tasks: {', '.join(sorted(twice))} is given twice")
@@ -92,8 +98,7 @@ class Lines:
         if len(named) > 1:
             raise UsageError(f"{path}: one metric a file, not {', '.join(sorted(named))}")
         chosen = metric or next(iter(named), "contains")
-        if chosen != "exact":
-            scorer(chosen, ())
+        _scorer(chosen)
         several = next((i for i, row in enumerate(rows, 1) if chosen == "exact" and len(row["answers"]) > 1), None)
         if several:
             raise UsageError(f"{path}: sample {several} has several answers: exact takes one, contains any")
@@ -110,9 +115,20 @@ class Lines:
             question=row.get("question", ""),
             answers=answers,
             prefix=row.get("prefix", ""),
-            score=None if self.metric == "exact" else scorer(self.metric, answers),
+            score=None if self.metric == "exact" else partial(_scored, _scorer(self.metric), answers),
             room=row.get("max_new_tokens", 128),
         )
+
+
+def _scorer(metric: str) -> Scorer:
+    """`exact` is the one on tokens here, whatever a scorer of texts of that name does."""
+    if metric not in SCORERS:
+        raise UsageError(f"unknown metric {metric!r}{did_you_mean(metric, list(SCORERS))}")
+    return SCORERS[metric]
+
+
+def _scored(scorer: Scorer, accepted: Sequence[str], answer: str) -> float:
+    return scorer(answer, accepted)
 
 
 def own(path: Path) -> Task:

@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,14 +55,12 @@ def write(results: list[SampleResult], path: Path, prompt: int = 400) -> None:
                      r.figures, r.timeline])  # fmt: skip
     data = {"kvfoot": SCHEMA} | {name: [json.loads(key) for key in table] for name, table in tables.items()}
     text = json.dumps(data | {"samples": rows}, separators=(",", ":"), sort_keys=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # readable by whom the user's umask lets
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(gzip.compress(text.encode(), mtime=0))
+        temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _unpack(data: dict[str, Any], row: list[Any]) -> SampleResult:
