@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typer import Option
 
-from kvfoot.core.errors import KvfootError, UsageError
+from kvfoot.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -242,12 +242,12 @@ def _watch(
                 writer.close()
 
 
-SHOWN = ("loss", "distance", "sparsity", "target", "lambda1", "lambda2")
+SHOWN = ("loss", "distance", "sparsity", "target", "undecided", "lambda1", "lambda2")
 
 
 def _board(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise KvfootError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+        raise UsageError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
     return SummaryWriter(str(folder))
