@@ -45,7 +45,7 @@ def test_a_run_with_a_heads_file(run: Any, gates: Path, tmp_path: Path) -> None:
     record = RunRecord.from_json((tmp_path / "out.json").read_text())
     prompt = record.tokens["prompt"]
     assert record.kept == [[prompt, 32], [32, prompt]]
-    assert record.config["options"]["full"] == "10/01"
+    assert record.config["options"]["roles"] == "10/01"
 
 
 def test_bad_input_is_one_line(kvfoot: Any, run: Any, gates: Path, tmp_path: Path, model: Path) -> None:

@@ -70,11 +70,15 @@ def test_a_file_with_its_own_sinks_window_and_sparsity(tmp_path: Path) -> None:
     assert counts(sparsity=0.75) == [[True, False], [True, True]]
     own = find_method("heads", {"file": str(path)})
     assert own.options() == {
-        "file": str(path), "roles": "", "sparsity": None, "sink": 1, "window": 7, "exact": False, "seed": 0,
-        "full": "01/10",
+        "file": str(path), "roles": "01/10", "sparsity": None, "sink": 1, "window": 7, "exact": False, "seed": 0,
     }  # fmt: skip
     other = find_method("heads", {"file": str(path), "window": "30", "sparsity": "0.25"}).options()
-    assert (other["sink"], other["window"], other["full"]) == (1, 30, "11/10")
+    assert (other["sink"], other["window"], other["roles"]) == (1, 30, "11/10")
+    path.unlink()
+    again = find_method("heads", other)
+    assert again.options() == other, "a record is run again without its file"
+    with pytest.raises(UsageError, match="roles=11/10 is of a model of 2 layers x 2 KV heads, this one has 3 x 3"):
+        again.prepare(tiny.Strict(tiny.qwen2()).geometry, 75, 16, Budget())
 
 
 def test_random_heads_are_a_control_by_seed() -> None:
@@ -91,7 +95,7 @@ def test_random_heads_are_a_control_by_seed() -> None:
     ("options", "line"),
     [
         ({}, "heads needs file=PATH of a heads file, or roles=10/01"),
-        ({"roles": "10/01", "file": "x"}, "exclude each other"),
+        ({"roles": "random", "file": "x", "sparsity": 0.5}, "file and roles=random exclude each other"),
         ({"roles": "10"}, "roles=10 is of a model of 1 layers x 2 KV heads, this one has 2 x 2"),
         ({"roles": "1/2"}, "write 0"),
         ({"roles": "random"}, "roles=random needs sparsity"),
@@ -135,9 +139,9 @@ def test_methods_by_name_take_the_file_of_the_model(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(shipped, "FOLDER", tmp_path)
     result = engine.generate([tiny.tokens(75)], method="prulong", chunk=16, max_new_tokens=2)[0].record
     options = result.config["options"]
-    assert (options["file"], options["sparsity"], options["full"]) == ("tiny-prulong-0.75", 0.7, "10/00")
+    assert (options["file"], options["sparsity"], options["roles"]) == ("tiny-prulong-0.75", 0.7, "10/00")
     assert result.sequences[0].kept == [[75, 8], [8, 8]]
-    assert engine.method("prulong", {"sparsity": 0.3}).options()["full"] == "01/10"
-    assert engine.method("duo").options()["full"] == "01/01"
+    assert engine.method("prulong", {"sparsity": 0.3}).options()["roles"] == "01/10"
+    assert engine.method("duo").options()["roles"] == "01/01"
     with pytest.raises(UsageError, match=r"prulong: no heads file for this model comes with kvfoot: train one"):
         tiny.Strict(tiny.qwen2()).generate([tiny.tokens(20)], method="prulong")

@@ -10,6 +10,7 @@ import torch
 
 from kvfoot.core.errors import UsageError
 from kvfoot.train import reading
+from kvfoot.train.ahead import Ahead
 from kvfoot.train.packing import Packed, Row
 from kvfoot.train.passkeys import ALPHABET, Passkeys, PasskeyShape
 from kvfoot.train.reading import find_files, pieces
@@ -176,3 +177,20 @@ def test_passkeys(files: list[Path], supervise: Any) -> None:
     assert torch.equal(other.take(1)[0].tokens, rows[2].tokens)
     with pytest.raises(UsageError, match=r"--length 100: 4 passkeys of 5 words with their questions take \d+ tokens"):
         Passkeys(Packed(files, encode, 100), source.shape)
+
+
+def test_rows_made_ahead_are_the_same_rows(files: list[Path], tmp_path: Path) -> None:
+    plain = Packed(files, encode, 70, seed=1).take(12)
+    ahead = Ahead(Packed(files, encode, 70, seed=1), 2)
+    found = [row for _ in range(3) for row in ahead.take(2)]
+    state = json.loads(json.dumps(ahead.state()))
+    again = Ahead(Packed(files, encode, 70, seed=1), 2)
+    again.restore(state)
+    found += [row for _ in range(3) for row in again.take(2)]
+    for mine, theirs in zip(found, plain, strict=True):
+        assert torch.equal(mine.tokens, theirs.tokens)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "%s"}\n{"no": 1}\n' % ("x" * 200))
+    source = Ahead(Packed([bad], encode, 100), 1)
+    with pytest.raises(UsageError, match="line 2: no JSON object"):
+        list(map(source.take, [1] * 4))

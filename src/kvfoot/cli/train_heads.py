@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typer import Option
 
-from kvfoot.core.errors import KvfootError, UsageError
+from kvfoot.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -158,6 +158,7 @@ class _Run:
         from kvfoot.cli.console import stderr
         from kvfoot.models.layout import geometry_of
         from kvfoot.models.load import load
+        from kvfoot.train.ahead import Ahead
         from kvfoot.train.packing import Packed, encoder
         from kvfoot.train.run import RunOptions, check_time, estimate, train_heads
         from kvfoot.train.world import local_device, shard, world
@@ -175,7 +176,7 @@ class _Run:
         encode = encoder(found.tokenizer)
         text = Packed(self.files, encode, self.length, seed=options.seed, begin=opening, column=self.field)
         text.check()
-        source = rows(text)
+        source = Ahead(rows(text), self.batch)
         if found.model.device.type == "cpu":
             passes = passes + 1 if self.checkpointing else passes
             seconds = estimate(found.model, options.steps * self.batch * self.length, self.length, passes)
@@ -241,12 +242,12 @@ def _watch(
                 writer.close()
 
 
-SHOWN = ("loss", "distance", "sparsity", "target", "lambda1", "lambda2")
+SHOWN = ("loss", "distance", "sparsity", "target", "undecided", "lambda1", "lambda2")
 
 
 def _board(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise KvfootError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+        raise UsageError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
     return SummaryWriter(str(folder))

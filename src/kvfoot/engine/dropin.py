@@ -73,6 +73,7 @@ class Cache(PassCache):
         name, revision = getattr(base.config, "_name_or_path", ""), getattr(base.config, "_commit_hash", None)
         self._attached = not str(base.config._attn_implementation).startswith(PREFIX)  # by this cache
         self.engine = Engine(base, name=name, revision=revision or "unknown", **engine)
+        self.method = self.engine.method(self.method)
         self._training = training
         self._hooks = watch(base.get_decoder(), weakref.ref(self))
         self._lanes: list[Lane | None] = []

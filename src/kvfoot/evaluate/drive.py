@@ -121,7 +121,7 @@ def prepare(sweep: Sweep, engine: "Engine | None" = None) -> Bench:
             except TypeError as error:
                 raise UsageError(f"{task.name}: the figures of a sample are not plain JSON: {error}") from None
             for v in variants:
-                engine.plan(v.method, v.budget, len(a.prompt), sweep.chunk, a.room)
+                engine.plan(engine.method(v.method), v.budget, len(a.prompt), sweep.chunk, a.room)
     return Bench(sweep, engine, tasks, sweep.cells(tasks, engine.revision, str(engine.dtype).removeprefix("torch.")))
 
 

@@ -56,7 +56,7 @@ def fitting(
     for v in variants:
         try:
             for prompt, later in lengths:
-                engine.plan(v.method, v.budget, prompt, sweep.chunk, later)
+                engine.plan(engine.method(v.method), v.budget, prompt, sweep.chunk, later)
             good.append(v)
         except UsageError as error:
             left_out.append((v, str(error)))
@@ -92,8 +92,8 @@ class Agreement:
         limit = self.tokens
         later = len(a.after) + limit
         members = [
-            Member(v.method, self.engine.plan(v.method, v.budget, len(a.prompt), self.sweep.chunk, later))
-            for v in settings
+            Member(method, self.engine.plan(method, v.budget, len(a.prompt), self.sweep.chunk, later))
+            for v, method in ((v, self.engine.method(v.method)) for v in settings)
         ]
         found: dict[int, Verdict] = {}
         said: _Said | None = None

@@ -84,7 +84,7 @@ class Worker:
         return found
 
     def member(self, variant: Variant, a: Asked) -> Member:
-        method = variant.method
+        method = self.engine.method(variant.method)
         return Member(method, self.engine.plan(method, variant.budget, len(a.prompt), self.sweep.chunk, a.room))
 
     def _share(self, job: Job, places: tuple[int, ...], asked: dict[int, Asked], put: Sink) -> None:

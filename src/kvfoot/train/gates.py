@@ -16,8 +16,6 @@ LOW, HIGH = -0.1, 1.1
 EDGE = 1e-6
 INIT, SPREAD = 4.0, 0.01
 """log alpha begins at N(4, 0.01^2)."""
-SHARPEN = 0.8
-"""At evaluation a gate is sigmoid(0.8 log alpha / tau)."""
 
 
 def gate(u: Tensor, log_alpha: Tensor) -> Tensor:
@@ -34,14 +32,6 @@ def shut(log_alpha: Tensor) -> Tensor:
 def wide_open(log_alpha: Tensor) -> Tensor:
     """P(z = 1)."""
     return torch.sigmoid(log_alpha - TAU * math.log((1 - LOW) / (HIGH - 1)))
-
-
-def deterministic(log_alpha: Tensor) -> Tensor:
-    """The evaluation's gates [layers, kv_heads]: per layer round(sum of P(z = 0)) zeros, the smallest, others soft."""
-    value = torch.sigmoid(SHARPEN * log_alpha / TAU)
-    for row, zeros in zip(value, shut(log_alpha).sum(1).round().int().tolist(), strict=True):
-        row[torch.sort(row, stable=True).indices[:zeros]] = 0
-    return value
 
 
 def uniform(shape: tuple[int, ...], seed: int, *index: int) -> Tensor:
@@ -70,6 +60,11 @@ class HardConcrete(nn.Module):
     def sparsity(self) -> Tensor:
         """Expected share of closed gates: 1 - expected L0."""
         return shut(self.log_alpha).mean()
+
+    @torch.no_grad()
+    def undecided(self) -> float:
+        """Expected share of gates that are neither 0 nor 1."""
+        return float(1 - (shut(self.log_alpha) + wide_open(self.log_alpha)).mean())
 
     def penalty(self, sparsity: Tensor, target: float) -> Tensor:
         """lambda 1 (s - t) + lambda 2 (s - t)^2: gates descend on it, multipliers ascend."""

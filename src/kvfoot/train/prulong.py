@@ -87,7 +87,7 @@ class PruLong:
         self.optimizer.step()
         one, two = self.gates.multipliers.tolist()
         numbers = {"loss": float(loss), "sparsity": float(measured), "target": target, "lambda1": one, "lambda2": two}
-        return numbers | {"rate": rate, "norm": float(norm)}
+        return numbers | {"undecided": self.gates.undecided(), "rate": rate, "norm": float(norm)}
 
     def _likelihood(self, step: int, rows: list[Row]) -> Tensor:
         """Mean nll over the batch's targets; its gradient to the gates, added up over processes."""

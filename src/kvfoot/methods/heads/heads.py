@@ -31,7 +31,8 @@ class Heads(Method):
 
     file: the path of a heads file (kvfoot train prulong or duo), of DuoAttention's TSV of gates or PruLong's of 0/1.
     roles, instead of a file: 0 or 1 per KV head, layers between slashes (10/01); or random, a control: as many random
-    heads as `sparsity` says, by `seed`; or streaming: no full head at all.
+    heads as `sparsity` says, by `seed`; or streaming: no full head at all. Spelt out beside a file, as records have
+    them, they are what counts, and the file is not read.
     sparsity: share of streaming heads, exactly (default: the file's own; else gates of one half and more are full).
     sink, window: default the file's own, else 128 and 1024. A streaming head is cut to them after every chunk and every
     token, so a chunk sees all of itself and sinks + window of what came before: the mask of the papers' releases.
@@ -50,7 +51,10 @@ class Heads(Method):
 
     def __post_init__(self) -> None:
         name = self.name
-        require(not (self.file and self.roles), f"{name}: file and roles exclude each other")
+        require(
+            not self.file or self.roles not in ("random", "streaming"),
+            f"{name}: file and roles={self.roles} exclude each other",
+        )
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
         require(
@@ -58,24 +62,27 @@ class Heads(Method):
             f"{name}: roles=random needs sparsity, the share of streaming heads",
         )
         require(
-            self.roles in ("", "random") or self.sparsity is None,
+            bool(self.file) or self.roles in ("", "random") or self.sparsity is None,
             f"{name}: sparsity goes with a file or with roles=random: roles={self.roles} says which heads are full",
         )
         for option in ("sink", "window"):
             value = getattr(self, option)
             require(value is None or value >= 0, f"{name}: {option}={value} is negative")
         if self.gates is not None:
-            self.gates.full(self.sparsity)
+            self.gates.full(self._asked)
         require(self.protected > 0, f"{name}: a streaming head needs sink + window of at least 1")
 
     @cached_property
     def gates(self) -> HeadGates | None:
         """What the file or the option holds; None where the roles follow from the model's shape."""
-        if self.file:
-            return find(self.file)
-        if self.roles in ("", "random", "streaming"):
-            return None
-        return HeadGates(read_roles(self.roles), "mask")
+        if self.roles not in ("", "random", "streaming"):
+            return HeadGates(read_roles(self.roles), "mask")
+        return find(self.file) if self.file else None
+
+    @property
+    def _asked(self) -> float | None:
+        """The sparsity that the gates are rounded to; roles that are spelt out have one."""
+        return None if self.roles else self.sparsity
 
     @property
     def kept(self) -> tuple[int, int]:
@@ -93,8 +100,8 @@ class Heads(Method):
             bool(self.file or self.roles), f"{self.name} needs file=PATH of a heads file, or roles=10/01 (or random)"
         )
         if self.gates is not None:
-            self.gates.check(geometry, f"file {self.file}" if self.file else f"roles={self.roles}")
-            return self.gates.full(self.sparsity)
+            self.gates.check(geometry, f"roles={self.roles}" if self.roles else f"file {self.file}")
+            return self.gates.full(self._asked)
         shape = (geometry.layers, geometry.kv_heads)
         if self.sparsity is None:
             return np.zeros(shape, bool)
@@ -116,10 +123,10 @@ class Heads(Method):
         return Keep.top(p.float().masked_fill(p < self.kept[0], float("inf")), seen.keep)
 
     def options(self) -> dict[str, Any]:
-        """With sinks and window as they are used, and what the file's gates became: `full`, in the form of `roles`."""
+        """With sinks and window as they are used, and the roles that a file's gates became: a record needs no file."""
         given = {option.name: getattr(self, option.name) for option in fields(self)}
-        if self.file and self.gates is not None:
-            given["full"] = write_roles(self.gates.full(self.sparsity))
+        if self.gates is not None:
+            given["roles"] = write_roles(self.gates.full(self._asked))
         if self.file or self.roles:
             given |= {"sink": self.kept[0], "window": self.kept[1]}
         return given
