@@ -100,7 +100,7 @@ def prepare(sweep: Sweep, engine: "Engine | None" = None) -> Bench:
     variants = sweep.variants()
     tasks = catalog.find(sweep.tasks, sweep.data)
     from kvfoot.engine.engine import Engine
-    from kvfoot.evaluate.encode import ask, counter
+    from kvfoot.evaluate.encode import ask, counter, without_template
 
     engine = engine or Engine.load(
         sweep.model, dtype=sweep.dtype, device=sweep.device, backend=sweep.backend, page_size=sweep.page_size
@@ -112,7 +112,8 @@ def prepare(sweep: Sweep, engine: "Engine | None" = None) -> Bench:
     for task in tasks:
         for length in sweep.lengths or (0,):
             # the last one: a file that is too short, a length that is too small or too large
-            example = task.sample(sweep.samples - 1, length, sweep.seed, count)
+            room = without_template(engine.tokenizer, length, sweep.chats(task))
+            example = task.sample(sweep.samples - 1, room, sweep.seed, count)
             a = ask(engine.tokenizer, example, task.metric, sweep.chats(task), sweep.question)
             if not a.reference and example.score is None:
                 raise UsageError(f"{task.name}: a sample has neither answers nor a score")

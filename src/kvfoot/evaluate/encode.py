@@ -39,13 +39,21 @@ def counter(tokenizer: Any) -> Count:
     return lambda texts: sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) if texts else 0
 
 
+def without_template(tokenizer: Any, length: int, chat: bool | None) -> int:
+    """Tokens of `length` that are left for a sample beside the chat template's own; 0 stays 0."""
+    if not length or not uses_chat(tokenizer, chat):
+        return length
+    return max(length - counter(tokenizer)([_rendered(tokenizer, "")]), 1)
+
+
 def ask(tokenizer: Any, example: Example, metric: str, chat: bool | None, question: str) -> Asked:
     """question: "before" or "after" eviction. Raises UsageError for an empty prompt."""
     after = question == "after" and bool(example.question)
-    found = encode(tokenizer, example.document, example.question, after=after, chat=chat)
-    joint = JOINT if example.document and example.question else ""
-    content = example.document + joint + example.question
     chatting = uses_chat(tokenizer, chat)
+    end = "\n" if example.prefix and not chatting else ""  # no turn ends before the answer begins
+    document, asked = example.document + ("" if example.question else end), example.question and example.question + end
+    found = encode(tokenizer, document, asked, after=after, chat=chat)
+    content = document + (JOINT if document and asked else "") + asked
     anchor = (_rendered(tokenizer, content) if chatting else content)[-ANCHOR:]
     prefix = continuation(tokenizer, anchor, example.prefix)
     reference, ends = units(tokenizer, anchor + example.prefix, example.units or (example.reference,))
@@ -53,7 +61,7 @@ def ask(tokenizer: Any, example: Example, metric: str, chat: bool | None, questi
     (later if after else before).extend(prefix)
     on_tokens = metric in TOKEN_METRICS and bool(reference) and example.score is None
     limit = len(reference) if on_tokens else example.room
-    shown = content + (f"{JOINT}{example.prefix}" if example.prefix else "")
+    shown = content.rstrip("\n") + (f"{JOINT}{example.prefix}" if example.prefix else "")
     return Asked(example, before, later, reference, ends, shown, limit, on_tokens, chatting)
 
 

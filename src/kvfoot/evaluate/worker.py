@@ -17,7 +17,7 @@ from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence as Running
 from kvfoot.engine.shared import Base, Member, Shared, groups
 from kvfoot.evaluate.answers import Lane, follow, one_pass, write
-from kvfoot.evaluate.encode import Asked, ask, counter
+from kvfoot.evaluate.encode import Asked, ask, counter, without_template
 from kvfoot.evaluate.protocol import LIKELIHOOD, Task
 from kvfoot.evaluate.sweep import Sweep, Variant
 
@@ -78,8 +78,9 @@ class Worker:
         sweep, tokenizer = self.sweep, self.engine.tokenizer
         count = counter(tokenizer)
         found = {}
+        length = without_template(tokenizer, job.length, sweep.chats(job.task))
         for i in sorted({i for _, i in job.wanted}):
-            example = job.task.sample(i, job.length, sweep.seed, count)
+            example = job.task.sample(i, length, sweep.seed, count)
             found[i] = ask(tokenizer, example, job.task.metric, sweep.chats(job.task), sweep.question)
         return found
 
