@@ -13,7 +13,7 @@ import tiny
 from kvfoot.engine import reading
 
 Reads = dict[tuple[int, int, int], list[int]]
-"""(layer, KV head, position of the query) -> slots read, in their order; a slot is a position here."""
+"""(layer, KV head, position of the query) -> positions read, in the order of their slots."""
 
 
 @contextmanager
@@ -22,8 +22,10 @@ def watched(log: Reads) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
 
         def spy(cache: Any, backend: Any, query: Any, slots: Tensor | None) -> Any:
+            at = cache.positions(query.rows, query.layer, query.heads)
+            read = at if slots is None else at.gather(1, slots)
             for row, head in enumerate(query.heads):
-                log[query.layer, head, query.n - 1] = list(range(query.n)) if slots is None else slots[row].tolist()
+                log[query.layer, head, query.rows.seen] = read[row].tolist()
             return attend(cache, backend, query, slots)
 
         patch.setattr(reading, "_attend", spy)
@@ -41,13 +43,17 @@ def run(
 
 
 def mask(found: tiny.Run, reads: Reads) -> Tensor:
-    """bool [layers, kv_heads, T, T]: causal, and of a decode step what it read."""
+    """bool [layers, kv_heads, T, T]: what was stored when a query came, and of a decode step what it read of that."""
     geometry, T = found.engine.geometry, found.passes[-1].stop
-    seen = torch.ones(T, T, dtype=torch.bool).tril().repeat(geometry.layers, geometry.kv_heads, 1, 1)
-    for (layer, head, query), slots in reads.items():
-        assert len(set(slots)) == len(slots), "an entry is read twice"
+    if found.sequence.plan.evicts:
+        seen = oracle.visibility(found.passes, geometry.layers, geometry.kv_heads, T)
+    else:
+        seen = torch.ones(T, T, dtype=torch.bool).tril().repeat(geometry.layers, geometry.kv_heads, 1, 1)
+    for (layer, head, query), read in reads.items():
+        assert len(set(read)) == len(read), "an entry is read twice"
+        assert seen[layer, head, query, read].all(), "an entry is read that is gone"
         seen[layer, head, query] = False
-        seen[layer, head, query, slots] = True
+        seen[layer, head, query, read] = True
     return seen
 
 

@@ -9,6 +9,7 @@ import torch
 import readers
 import tiny
 from kvfoot.core.reading import Reader
+from kvfoot.core.registry import method as find_method
 from kvfoot.core.registry import methods
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -58,3 +59,60 @@ def test_laws_8_and_10_a_batch_gives_each_prompt_its_own_tokens(name: str, optio
     more: dict[str, Any] = {"method": name, "options": options, "budget": 24, "chunk": 16, "max_new_tokens": 25}
     batch = engine.generate(prompts, **more)
     assert [r.tokens for r in batch] == [engine.generate([p], **more)[0].tokens for p in prompts]
+
+
+EVICTORS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("snapkv", {"window": 3, "snapkv.kernel": 3}, {"keep": 0.5}),
+    ("snapkv", {"window": 3, "snapkv.kernel": 3}, {"keep": 0.5, "evict": "chunk"}),
+    ("adakv", {"adakv.window": 3, "adakv.kernel": 3}, {"keep": 0.4}),
+    ("keynorm", {"keynorm.skip": 0}, {"keep": 0.5, "evict": "chunk"}),
+]
+OVER = [
+    ("refreshkv", {"every": 3, "similarity": 0.5}),
+    ("refreshkv", {"every": 2, "mode": "score_only", "refreshkv.sink": 2}),
+    ("quest", {"page": 4, "quest.skip": 0}),
+]
+COMPOSED = [(f"{reader}+{evictor}", {**own, **kept}, mode) for reader, own in OVER for evictor, kept, mode in EVICTORS]
+
+
+@pytest.mark.parametrize(("name", "options", "mode"), COMPOSED)
+def test_law_1_reading_all_that_is_kept_is_the_method_that_evicts(
+    name: str, options: dict[str, Any], mode: dict[str, Any]
+) -> None:
+    """Bit for bit, but for ragged rows, which a reader attends group by group."""
+    reader, evictor = name.split("+")
+    engine = tiny.Strict(tiny.llama(), page_size=4)
+    whole = find_method(name, options | {"size": 120})
+    alone = tiny.run(engine, tiny.tokens(75), whole.evictor, chunk=25, new=12, **mode)
+    run = tiny.run(engine, tiny.tokens(75), whole, chunk=25, new=12, **mode)
+    assert run.generated == alone.generated
+    assert run.kept() == alone.kept()
+    limit = 1e-5 if evictor == "adakv" else 0
+    for a, b in zip(alone.passes, run.passes, strict=True):
+        torch.testing.assert_close(a.logits, b.logits, atol=limit, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "options", "mode"), COMPOSED)
+def test_laws_2_and_9_what_is_evicted_or_not_read_is_masked(
+    name: str, options: dict[str, Any], mode: dict[str, Any]
+) -> None:
+    run, reads = readers.run(name, options | {"size": 16}, chunk=20, **mode)
+    readers.check(run, reads)
+    decoded = run.sequence.trace.passes[-29:]
+    for i, p in enumerate(decoded):
+        for (layer, head), pairs in np.ndenumerate(p.loaded):
+            assert pairs == len(reads[layer, head, 90 + i]) <= p.before[layer, head] + 1
+    few = sum(p.loaded.sum() for p in decoded) / sum((p.before + 1).sum() for p in decoded)
+    assert few < 0.8, "nothing was left out"
+    lengths = {len(row) for layer in run.passes[-30].kept for row in layer}
+    assert sum(len(row) for layer in run.passes[-30].kept for row in layer) == 4 * 90 * mode["keep"]
+    assert (len(lengths) > 1) == name.endswith("adakv")
+
+
+@pytest.mark.parametrize(("name", "options", "mode"), COMPOSED[::4])
+def test_laws_8_and_10_a_batch_of_compositions(name: str, options: dict[str, Any], mode: dict[str, Any]) -> None:
+    engine = tiny.Strict(tiny.llama(), page_size=4)
+    prompts = [tiny.tokens(n, n) for n in (40, 75, 61)]
+    more: dict[str, Any] = {"method": name, "options": options | {"size": 12}, "chunk": 16, "max_new_tokens": 20}
+    batch = engine.generate(prompts, **more, **mode)
+    assert [r.tokens for r in batch] == [engine.generate([p], **more, **mode)[0].tokens for p in prompts]

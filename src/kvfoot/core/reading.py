@@ -73,6 +73,8 @@ class Reader(Method):
     rectify: int = 0
 
     budgeted: ClassVar[bool] = False
+    aligned: ClassVar[bool] = False
+    """A slot that is chosen in one row is read in others: it has to be the same token's in all of them."""
     share: ClassVar[int] = 8
     """A prompt's entries are read one in `share` where neither keep nor budget is given."""
     least: ClassVar[int] = 128

@@ -8,6 +8,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from kvfoot.core.compose import PLUS, compose
 from kvfoot.core.errors import UsageError, did_you_mean
 from kvfoot.core.hooks import Method
 
@@ -46,13 +47,15 @@ def _import_all() -> None:
 def method(name: str | Method, options: Mapping[str, Any] | None = None) -> Method:
     """The method `name` with `options` over its published defaults; strings are read by the option's type.
 
-    Raises UsageError for an unknown name, option or value.
+    "reader+evictor" is a reader over a method that evicts (core/compose.py). Raises UsageError for an unknown name, option or value.
     """
     if isinstance(name, Method):
         if options:
             raise UsageError("options go with a method's name, not with a finished method")
         return name
     known = methods()
+    if PLUS in name:
+        return compose(name, options or {}, known, method)
     if name not in known:
         raise UsageError(f"unknown method {name!r}{did_you_mean(name, list(known))}")
     cls = known[name]

@@ -7,6 +7,7 @@ from kvfoot.attention.backend import Backend
 from kvfoot.attention.state import Ragged, State
 from kvfoot.cache.kv import KVCache
 from kvfoot.cache.trace import Pass
+from kvfoot.core.hooks import POSITION
 from kvfoot.core.reading import Reader
 from kvfoot.engine.span import Heads, Span
 
@@ -57,7 +58,12 @@ def read(cache: KVCache, backend: Backend, span: Span, part: Heads) -> None:
     assert isinstance(method, Reader)
     assert p.loaded is not None
     assert p.refreshed is not None
-    cache.extend(rows, layer, part.k[:, span.packed], part.v[:, span.packed], {})
+    new = (
+        {POSITION.name: part.k.new_full((len(part.k), 1, 1), rows.seen, dtype=torch.int32)}
+        if sequence.plan.planes
+        else {}
+    )
+    cache.extend(rows, layer, part.k[:, span.packed], part.v[:, span.packed], new)
     for heads, n in cache.blocks(rows, layer):
         query = Asked(cache, backend, span, part, heads, at)
         state, chosen = method.read(sequence.reading[layer, heads], query)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from kvfoot.core.budget import Budget
+from kvfoot.core.compose import PLUS, Over
 from kvfoot.core.errors import UsageError, did_you_mean
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import Method
@@ -103,7 +104,7 @@ class Sweep:
         found: list[Variant] = []
         for text, name, options in chosen:
             base = find_method(name, options)
-            reader = isinstance(base, Reader)
+            reader = isinstance(base, Reader) and not isinstance(base, Over)
             takes = BUDGETS if base.budgeted else [*BUDGETS, *_options(name)] if reader else _options(name)
             own = [k for k in self.knobs if k in takes]
             if not own and base.budgeted:
@@ -182,7 +183,9 @@ class Sweep:
                 raise UsageError(f"--knob {knob}: a value is given twice")
             if knob in BUDGETS:
                 continue
-            known = sorted({k for name in names if not all_methods()[name].budgeted for k in _options(name)})
+            known = sorted(
+                {k for name in names if PLUS not in name and not all_methods()[name].budgeted for k in _options(name)}
+            )
             if knob not in known:
                 which = f"none of {', '.join(sorted(names))} has a knob {knob!r}"
                 raise UsageError(which + did_you_mean(knob, [*BUDGETS, *known]))
@@ -197,7 +200,7 @@ def _checked(variant: Variant) -> Variant:
 
 
 def _options(name: str) -> list[str]:
-    return [f.name for f in fields(all_methods()[name])]
+    return [] if PLUS in name else [f.name for f in fields(all_methods()[name])]
 
 
 def _number(value: float) -> float | int:

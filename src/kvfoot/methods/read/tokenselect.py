@@ -42,6 +42,7 @@ class TokenSelect(Reader):
     window: int = 512
     similarity: float = 0.9
     least: ClassVar[int] = 128 + 2048 + 512
+    aligned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
