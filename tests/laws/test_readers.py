@@ -80,7 +80,7 @@ def test_law_1_reading_all_that_is_kept_is_the_method_that_evicts(
     name: str, options: dict[str, Any], mode: dict[str, Any]
 ) -> None:
     """Bit for bit, but for ragged rows, which a reader attends group by group."""
-    reader, evictor = name.split("+")
+    _, evictor = name.split("+")
     engine = tiny.Strict(tiny.llama(), page_size=4)
     whole = find_method(name, options | {"size": 120})
     alone = tiny.run(engine, tiny.tokens(75), whole.evictor, chunk=25, new=12, **mode)

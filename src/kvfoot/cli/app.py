@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from kvfoot.cli.cache import cache
+from kvfoot.cli.calibrate import calibrate
 from kvfoot.cli.critical import critical
 from kvfoot.cli.demo import demo
 from kvfoot.cli.doctor import doctor
@@ -33,6 +34,7 @@ app.command("eval")(evaluate)
 app.add_typer(cache)
 app.add_typer(train)
 app.add_typer(heads)
+app.add_typer(calibrate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

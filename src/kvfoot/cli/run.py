@@ -33,7 +33,9 @@ def run(
         Option(help="is asked after eviction; several are asked on one kept cache"),
     ] = None,
     method: Annotated[str, Option(help="see kvfoot methods")] = "full",
-    settings: Annotated[Path | None, Option(help="method, options, budget and chunk: a file of kvfoot tune")] = None,
+    settings: Annotated[
+        Path | None, Option(help="method, options, budget and chunk: a file of kvfoot tune or calibrate")
+    ] = None,
     set_: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="an option of the method")] = None,
     keep: Annotated[str | None, Option(help="fraction of entries to keep, such as 0.25")] = None,
     budget: Annotated[int | None, Option(help="entries to keep per layer and KV head")] = None,
@@ -81,6 +83,8 @@ def run(
     Sampling(temperature, top_p, seed)
     console = stderr()
     engine = load(console, model, dtype=dtype, device=device, backend=backend, page_size=page_size, kv_memory=memory)
+    if settings is not None:
+        s.check(engine.geometry.identity, settings)
     how = {"method": method, "options": options, "keep": keep, "budget": budget}
     how |= {"evict": evict, "chunk": tokens, "chat": chat}
     new = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}

@@ -1,4 +1,4 @@
-"""A reader over a method that evicts: `refreshkv+snapkv` stores what SnapKV keeps and reads of it what RefreshKV reads."""
+"""A reader over a method that evicts: `refreshkv+snapkv` stores what SnapKV keeps, and RefreshKV reads of that."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace

@@ -47,7 +47,8 @@ def _import_all() -> None:
 def method(name: str | Method, options: Mapping[str, Any] | None = None) -> Method:
     """The method `name` with `options` over its published defaults; strings are read by the option's type.
 
-    "reader+evictor" is a reader over a method that evicts (core/compose.py). Raises UsageError for an unknown name, option or value.
+    "reader+evictor" is a reader over a method that evicts (core/compose.py). Raises UsageError for an unknown
+    name, option or value.
     """
     if isinstance(name, Method):
         if options:

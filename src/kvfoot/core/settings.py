@@ -1,4 +1,4 @@
-"""A method with its options and budget as a file: `kvfoot tune` writes it, `kvfoot run` and the server take it."""
+"""A method with its options and budget as a file: `kvfoot tune` and `calibrate` write it, `kvfoot run` takes it."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields
@@ -12,7 +12,10 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Settings:
-    """As `Engine.generate` takes them. found: how they were found, for a reader."""
+    """As `Engine.generate` takes them. found: how they were found, for a reader.
+
+    model: name and `identity` (models/layout.py) of the only model that they suit; empty: any.
+    """
 
     method: str = "full"
     options: dict[str, Any] = field(default_factory=dict)
@@ -21,6 +24,15 @@ class Settings:
     evict: str = "post"
     chunk: int | None = 512
     found: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, str] = field(default_factory=dict)
+
+    def check(self, identity: str, path: Path) -> None:
+        """Raises UsageError for a model that they were not made for."""
+        if self.model and self.model.get("identity") != identity:
+            raise UsageError(
+                f"--settings {path} was made for {self.model.get('name') or 'another model'}, whose shape is another: "
+                f"make one for this model with kvfoot calibrate {self.method}"
+            )
 
     def save(self, path: Path) -> None:
         """Raises OSError."""
@@ -35,7 +47,7 @@ class Settings:
             raise UsageError(f"--settings {path}: {getattr(error, 'strerror', None) or 'not JSON'}") from None
         schema = data.pop("kvfoot_settings", None) if isinstance(data, dict) else None
         if not isinstance(schema, int):
-            raise UsageError(f"--settings {path} is no settings file: kvfoot tune writes one")
+            raise UsageError(f"--settings {path} is no settings file: kvfoot tune and kvfoot calibrate write them")
         if schema > SCHEMA:
             raise UsageError(f"--settings {path} has schema {schema}, this kvfoot reads {SCHEMA}: use a newer kvfoot")
         strange = [key for key in data if key not in {f.name for f in fields(cls)}]
