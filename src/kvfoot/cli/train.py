@@ -1,4 +1,5 @@
-"""`kvfoot train`: gates of heads (train_heads.py), and recall, the model that needs its cache, from text and a seed."""
+"""`kvfoot train`: gates of heads (train_heads.py), a model with a partial cache (train_refresh.py), and recall, the
+model that needs its cache, from text and a seed."""
 
 import os
 import sys
@@ -10,14 +11,18 @@ import typer
 from typer import Option
 
 from kvfoot.cli.train_heads import duo, prulong
+from kvfoot.cli.train_refresh import refresh
 from kvfoot.core.errors import KvfootError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from kvfoot.train.recall.options import ModelShape, Recipe
 
-train = typer.Typer(name="train", help="Train gates of heads, or the shipped model.", no_args_is_help=True)
+train = typer.Typer(
+    name="train", help="Train gates of heads, a model with a partial cache, or the shipped model.", no_args_is_help=True
+)
 train.command()(prulong)
 train.command()(duo)
+train.command()(refresh)
 
 
 @train.command()

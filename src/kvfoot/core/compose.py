@@ -62,7 +62,9 @@ class Over(Reader):
         return self.evictor.observers
 
     def fitted(self, geometry: Geometry) -> "Over":
-        return replace(self, reader=self.reader.fitted(geometry), evictor=self.evictor.fitted(geometry))
+        reader = self.reader.fitted(geometry)
+        assert isinstance(reader, Reader)
+        return replace(self, reader=reader, evictor=self.evictor.fitted(geometry))
 
     def planes(self, geometry: Geometry) -> tuple[Plane, ...]:
         return self.evictor.planes(geometry)

@@ -194,7 +194,7 @@ class Mixed:
         strange = [name for name, x in kwargs.items() if x is not None and name not in HONOURED]
         if strange:
             raise UsageError(
-                f"{type(module).__name__} asks for {', '.join(sorted(strange))}: its gates cannot be trained"
+                f"{type(module).__name__} asks for {', '.join(sorted(strange))}: its attention cannot be trained"
             )
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         return self.attend(module.layer_idx, query, key, value, scale), None

@@ -19,13 +19,24 @@ LOGITS = 2048
 
 @contextmanager
 def frozen(model: Any, *, checkpointing: bool) -> Iterator[None]:
-    """Within, no weight takes a gradient and nothing is dropped; with `checkpointing` a layer keeps only its input.
+    """Within, no weight takes a gradient and nothing is dropped; with `checkpointing` a layer keeps only its input."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        with checkpointed(model, checkpointing):
+            yield
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)
+
+
+@contextmanager
+def checkpointed(model: Any, checkpointing: bool = True) -> Iterator[None]:
+    """Within, a layer keeps only its input for the way back.
 
     Only the layers themselves are told that they train: transformers asks them whether to checkpoint, and their
     dropouts stay as in evaluation.
     """
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    model.eval().requires_grad_(False)
     layers = _layers(model) if checkpointing else []
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -38,8 +49,6 @@ def frozen(model: Any, *, checkpointing: bool) -> Iterator[None]:
             layer.training = False
         if checkpointing:
             model.gradient_checkpointing_disable()
-        for p in wanted:
-            p.requires_grad_(True)
 
 
 def _layers(model: Any) -> list[Any]:

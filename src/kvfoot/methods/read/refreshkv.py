@@ -95,14 +95,19 @@ class RefreshKV(Reader):
         return q.mean((0, 1))[None] if self.query == "mean" else q.mean(1)
 
     def _select(self, query: Query) -> Tensor:
-        """Slots int64 [R, K] of the best of the earlier entries, worst first, then the newest: ties by raw score."""
+        """Slots int64 [R, K] of the best of the earlier entries, worst first, then the newest."""
         count = min(query.size, query.n) - 1
-        scores = query.scores()[..., :-1]
-        best = join(pool(scores, self.kernel, "max"), self.group)
-        best[:, : self.sink] = torch.inf
-        # Scores are not negative, so their bits order as they do; pooled values come in plateaus of up to `kernel`.
-        key = best.view(torch.int32).long() << 31 | join(scores, self.group).contiguous().view(torch.int32)
-        return torch.cat([key.topk(count, sorted=True).indices.flip(1), _newest(query)], 1)
+        earlier = query.scores()[..., :-1]
+        return torch.cat([best(earlier, count, self.kernel, self.group, self.sink), _newest(query)], 1)
+
+
+def best(scores: Tensor, count: int, kernel: int = 7, group: Join = "max", sink: int = 0) -> Tensor:
+    """int64 [R, count], worst first: of entries whose attention is fp32 [R, H, m]; ties by the score before pooling."""
+    pooled = join(pool(scores, kernel, "max"), group)
+    pooled[:, :sink] = torch.inf
+    # Scores are not negative, so their bits order as they do; pooled values come in plateaus of up to `kernel`.
+    key = pooled.view(torch.int32).long() << 31 | join(scores, group).contiguous().view(torch.int32)
+    return key.topk(count, sorted=True).indices.flip(1)
 
 
 def _newest(query: Query) -> Tensor:

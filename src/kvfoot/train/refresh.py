@@ -1,0 +1,242 @@
+"""Continued pre-training with RefreshKV's partial cache in place (arXiv 2411.05787): next-token loss on all tokens."""
+
+import json
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvfoot.core.errors import NotFinite, UsageError
+from kvfoot.core.files import write_whole
+from kvfoot.engine.account import device as device_of
+from kvfoot.engine.account import packages
+from kvfoot.models.layout import geometry_of
+from kvfoot.train.packing import Packed, Row
+from kvfoot.train.passes import checkpointed, hidden, nll
+from kvfoot.train.run import Listener, RunOptions, _append, _cut_log
+from kvfoot.train.state import load_optimizer, load_state, optimizer_tensors, save_state
+from kvfoot.train.twopart import TwoPart
+from kvfoot.train.world import World
+
+MISSES = 1000
+"""Rows in a row that were not of one document before the texts are called too short."""
+
+
+@dataclass(frozen=True)
+class RefreshOptions:
+    """The paper's recipe for Llama-3.1-8B, with L + S = 8142 tokens a row.
+
+    tail: S, size: K. rate: of AdamW, up over `warm` steps, then down linearly to 0. clip: of the gradient's norm.
+    lora: rank of adapters on `targets` (needs peft), 0 for full weights; alpha: their scale x rank, 0 for 2 x rank.
+    """
+
+    steps: int = 1875
+    tail: int = 50
+    size: int = 2048
+    kernel: int = 7
+    rate: float = 5e-6
+    warm: int = 20
+    decay: float = 0.0
+    clip: float = 1.0
+    lora: int = 0
+    alpha: float = 0.0
+    targets: str = "q_proj,k_proj,v_proj,o_proj"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "tail", "size", "kernel"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}: give at least 1")
+        if self.kernel % 2 == 0:
+            raise UsageError(f"kernel={self.kernel} has to be odd")
+        if min(self.warm, self.lora, self.rate, self.decay, self.clip, self.alpha) < 0:
+            raise UsageError("warm, lora, rate, decay, clip and alpha are not negative")
+
+    def at(self, step: int) -> float:
+        """The learning rate of a step, 0 the first."""
+        if step < self.warm:
+            return self.rate * (step + 1) / self.warm
+        return self.rate * (self.steps - step) / max(1, self.steps - self.warm)
+
+
+class Single:
+    """Rows of one document each, as published: those in which one ends are left out. `take` raises UsageError."""
+
+    def __init__(self, text: Packed):
+        self.text = text
+
+    def take(self, count: int) -> list[Row]:
+        return [self._row() for _ in range(count)]
+
+    def state(self) -> dict[str, Any]:
+        return self.text.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.text.restore(state)
+
+    def _row(self) -> Row:
+        for _ in range(MISSES):
+            row = self.text.take(1)[0]
+            if len(row.spans) == 1:
+                return row
+        raise UsageError(
+            f"--data: none of {MISSES} rows of {self.text.length} tokens is of one document: give longer texts or "
+            "shorten the rows"
+        )
+
+
+class Refresh:
+    """The trainer: `step` is one update from a batch of rows; `model` is changed in place."""
+
+    def __init__(self, model: Any, options: RefreshOptions, world: World):
+        self.model, self.options, self.world = model, options, world
+        self.mixed = TwoPart(options.tail, options.size, options.kernel)
+        self.adapted = _adapt(model, options) if options.lora else None
+        if not options.lora:
+            model.requires_grad_(True)
+        model.eval()
+        self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        groups = [{"params": list(self.weights.values()), "lr": options.rate, "weight_decay": options.decay}]
+        self.optimizer = torch.optim.AdamW(groups)
+
+    def step(self, step: int, rows: list[Row]) -> dict[str, float]:
+        """rows: the whole batch, of which this process computes its share. The numbers are the whole batch's."""
+        o, device = self.options, self.model.device
+        self.optimizer.zero_grad(set_to_none=False)
+        targets = [row.targets() for row in rows]
+        count = sum(int((t >= 0).sum()) for t in targets)
+        late = sum(int((t[-o.tail :] >= 0).sum()) for t in targets)
+        total = torch.zeros(2, device=device)
+        for i in self.world.mine(len(rows)):
+            with _narrow(device):
+                states = hidden(self.model, self.mixed, rows[i], None, restart=False)
+                head = nll(self.model, states[: -o.tail], targets[i][: -o.tail])
+                tail = nll(self.model, states[-o.tail :], targets[i][-o.tail :])
+            ((head + tail) / count).backward()
+            total += torch.stack([(head + tail).detach() / count, tail.detach() / max(late, 1)])
+        for p in self.weights.values():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        self.world.sum_(total, *(p.grad for p in self.weights.values() if p.grad is not None))
+        norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), o.clip or float("inf"))
+        for group in self.optimizer.param_groups:
+            group["lr"] = o.at(step)
+        self.optimizer.step()
+        loss, tail_loss = total.tolist()
+        return {"loss": loss, "tail": tail_loss, "rate": o.at(step), "norm": float(norm)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"weight.{name}": p for name, p in self.weights.items()} | optimizer_tensors(self.optimizer)
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        for name, p in self.weights.items():
+            p.copy_(tensors[f"weight.{name}"])
+        load_optimizer(self.optimizer, tensors)
+
+    def finish(self, folder: Any, tokenizer: Any) -> None:
+        """The model as a folder that every door takes, adapters folded into the weights. Ends the training."""
+        model = self.model if self.adapted is None else self.adapted.merge_and_unload()
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
+def train_refresh(
+    trainer: Refresh, source: Single, options: RunOptions, listener: Listener | None = None, tokenizer: Any = None
+) -> dict[str, Any]:
+    """Train, or resume, and write `out`: state.safetensors, log.jsonl; at the end model/ and train.json, the record.
+
+    Raises UsageError (a folder that holds a run, nothing to resume), NotFinite with the last good checkpoint's name.
+    """
+    world, steps = trainer.world, trainer.options.steps
+    described = {"method": "refresh", "batch": options.batch, "data": options.data} | asdict(trainer.options)
+    first, spent = _begin(trainer, source, options, described)
+    end, log = min(steps, options.stop or steps), options.out / "log.jsonl"
+    if world.first:
+        _cut_log(log, first)
+    saved, began, numbers = first, time.perf_counter() - spent, dict[str, float]()
+    with checkpointed(trainer.model, options.checkpointing), trainer.mixed.attached(trainer.model):
+        for step in range(first, end):
+            numbers = trainer.step(step, source.take(options.batch))
+            if not all(map(isfinite, numbers.values())):
+                where = (
+                    f"the last good checkpoint is {options.out}, step {saved}"
+                    if saved
+                    else "there is none to go on from"
+                )
+                raise NotFinite(f"the loss is {numbers['loss']} at step {step + 1}; {where}")
+            done, last = step + 1, step + 1 == end
+            if world.first and (done % options.log_every == 0 or last):
+                _append(log, {"step": done, **numbers})
+            if listener is not None:
+                listener({"step": done, **numbers})
+            if done % options.save_every == 0 or last:
+                if world.first:
+                    seconds = time.perf_counter() - began
+                    meta = {"step": done, "data": source.state(), "options": described, "seconds": seconds}
+                    save_state(options.out, trainer.tensors(), meta)
+                world.wait()
+                saved = done
+    record = described | {
+        "paper": "2411.05787",
+        "model": {"name": options.model_name, "revision": options.revision},
+        "step": end,
+        "finished": end == steps,
+        "seconds": round(time.perf_counter() - began, 1),
+        "last": numbers,
+        "processes": world.size,
+        "dtype": str(trainer.model.dtype).removeprefix("torch."),
+        "device": device_of(trainer.model.device),
+        "packages": packages(),
+    }
+    if world.first:
+        write_whole(options.out / "train.json", json.dumps(record, indent=1) + "\n")
+        if end == steps:
+            trainer.finish(options.out / "model", tokenizer)
+    return record
+
+
+def _begin(trainer: Refresh, source: Single, options: RunOptions, described: dict[str, Any]) -> tuple[int, float]:
+    """The first step, and the seconds spent before it."""
+    if any(geometry_of(trainer.model).windows):
+        raise UsageError(
+            "this model has layers with a window of their own, which the mask does not know: not supported"
+        )
+    if not options.resume:
+        if (options.out / "state.safetensors").is_file():
+            raise UsageError(f"--out {options.out} holds a run: pass --resume to go on with it, or give another folder")
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out {options.out}: {error.strerror}: give a folder that can be written") from None
+        trainer.world.wait()
+        return 0, 0.0
+    tensors, meta = load_state(options.out, json.loads(json.dumps(described)))
+    trainer.load(tensors)
+    source.restore(meta["data"])
+    return int(meta["step"]), float(meta["seconds"])
+
+
+def _adapt(model: Any, options: RefreshOptions) -> Any:
+    """Adapters put into the model's linear layers, in place; nothing else takes a gradient."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UsageError(f"lora={options.lora} needs peft: pip install 'kvfoot[lora]', or lora=0") from None
+    torch.manual_seed(options.seed)
+    scale = options.alpha or 2 * options.lora
+    config = LoraConfig(r=options.lora, lora_alpha=scale, lora_dropout=0.0, target_modules=options.targets.split(","))
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UsageError(f"targets={options.targets}: {str(error).splitlines()[0]}") from None
+
+
+def _narrow(device: torch.device) -> Any:
+    """bf16 products on a GPU; weights and their updates stay as they are loaded (fp32 by default)."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
