@@ -26,7 +26,6 @@ from typing import Any
 import torch
 
 from kvfoot import Engine
-from kvfoot.core.budget import Budget
 from kvfoot.core.registry import method as find_method
 from kvfoot.core.results import Cell, SampleResult
 from kvfoot.engine.account import device, packages
@@ -48,14 +47,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "refreshkv fixed 10": ("refreshkv", {"every": 10, "schedule": "fixed"}),
     "refreshkv score_only 5": ("refreshkv", {"every": 5, "mode": "score_only"}),
     "quest": ("quest", {}),
+    "refreshkv fixed 25": ("refreshkv", {"every": 25, "schedule": "fixed"}),
+    "refreshkv fixed 50": ("refreshkv", {"every": 50, "schedule": "fixed"}),
 }
+TABLE = list(VARIANTS)[:9]
 DYNAMIC = ("refreshkv every 5", "refreshkv every 10", "refreshkv score_only 5")
 BUCKET = 16
 
 
 def variants(names: str, keep: float, similarity: float | None) -> dict[str, Variant]:
     found = {}
-    for name in VARIANTS if names == "all" else ["full", *(n for n in names.split(",") if n != "full")]:
+    for name in TABLE if names == "table" else ["full", *(n for n in names.split(",") if n != "full")]:
         method, options = VARIANTS[name]
         if similarity is not None and name in DYNAMIC:
             options = options | {"similarity": similarity}
@@ -221,7 +223,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=256, help="teacher-forced tokens (perplexity)")
     parser.add_argument("--samples", type=int, default=40)
     parser.add_argument("--tasks", default="chain,path,table")
-    parser.add_argument("--variants", default="all")
+    parser.add_argument("--variants", default="table", help="names, separated by commas")
     parser.add_argument("--keep", type=float, default=0.125, help="K over L")
     parser.add_argument("--similarity", type=float, help="of the dynamic variants (kvfoot calibrate refreshkv)")
     parser.add_argument("--side", choices=("dev", "test"), default="dev", help="books (perplexity)")

@@ -22,7 +22,9 @@ def _verbs() -> None:
 @calibrate.command()
 def refreshkv(
     model: Annotated[str, Option(help="smollm2, recall, a folder, a .gguf file or a hub name")],
-    texts: Annotated[list[Path], Option(help="UTF-8 texts, held out of what will be evaluated; or folders of .txt")],
+    texts: Annotated[
+        list[Path], Option(help="UTF-8 texts, .txt or .txt.gz, held out of what is evaluated; or folders of them")
+    ],
     every: Annotated[int, Option(help="steps between two checks")] = 5,
     share: Annotated[float, Option(help="of the checks that refresh: 0.4 as Llama-3.1-8B, 0.7 as Qwen2-7B")] = 0.4,
     set_: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="another option of refreshkv")] = None,
@@ -89,13 +91,25 @@ def _files(names: list[Path]) -> list[Path]:
     found: list[Path] = []
     for name in names:
         if name.is_dir():
-            inside = sorted(name.rglob("*.txt"))
+            inside = sorted(p for p in name.rglob("*") if p.name.endswith((".txt", ".txt.gz")))
             if not inside:
-                raise UsageError(f"--texts {name}: no .txt file in it")
+                raise UsageError(f"--texts {name}: no .txt or .txt.gz file in it")
             found += inside
         else:
             found.append(name)
     return found
+
+
+def _text(file: Path) -> str:
+    if file.suffix != ".gz":
+        return inputs.prompt_text(str(file))
+    import gzip
+
+    try:
+        return gzip.decompress(file.read_bytes()).decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"--texts {file}: {reason}: give whole files of UTF-8 text") from None
 
 
 def _stretches(tokenizer: object, files: list[Path], length: int, count: int) -> tuple[list[list[int]], list[str]]:
@@ -106,7 +120,7 @@ def _stretches(tokenizer: object, files: list[Path], length: int, count: int) ->
     assert callable(tokenizer)
     each, names, longest = [], [], 0
     for file in files:
-        ids = list(tokenizer(inputs.prompt_text(str(file)), verbose=False)["input_ids"])
+        ids = list(tokenizer(_text(file), verbose=False)["input_ids"])
         longest = max(longest, len(ids))
         whole = [ids[a : a + length] for a in range(0, len(ids) - length + 1, length)]
         if whole:

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from kvfoot.core.errors import UsageError
 
 SCHEMA = 1
+SHIPPED = Path(str(files("kvfoot"))) / "data" / "settings"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,13 @@ class Settings:
 
     @classmethod
     def read(cls, path: Path) -> "Settings":
-        """Raises UsageError for a file that is missing, no settings file, or of a newer schema."""
+        """A file, or by its bare name one of those that come with the package (data/settings).
+
+        Raises UsageError for a file that is missing, no settings file, or of a newer schema.
+        """
+        shipped = SHIPPED / f"{path}.json"
+        if path.name == str(path) and not path.exists() and shipped.is_file():
+            path = shipped
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
