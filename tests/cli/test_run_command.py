@@ -1,6 +1,7 @@
 """`kvfoot run`: the answer on the standard output, everything else beside it."""
 
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,17 @@ def test_engine_options_reach_the_engine(run: Any, tmp_path: Path) -> None:
     assert said.code == 0
     config = RunRecord.from_json(path.read_text()).config
     assert (config["backend"], config["page_size"], config["chat"]) == ("naive", 4, False)
+
+
+def test_a_reader_keeps_its_prompt_and_nobody_wonders(run: Any, tmp_path: Path) -> None:
+    said = run(method="refreshkv", keep="0.1")
+    assert said.code == 0
+    assert "nothing was evicted" not in said.err
+    path = tmp_path / "record.json"
+    said = run("--set", "size=40", "--set", "window=8", "--record", path, method="refreshkv+snapkv", keep="0.5")
+    assert said.code == 0, said.err
+    record = json.loads(path.read_text())
+    assert record["config"]["method"] == "refreshkv+snapkv"
+    assert record["config"]["options"]["size"] == 40
+    assert record["config"]["options"]["snapkv.window"] == 8
+    assert record["footprint"]["read"] < record["footprint"]["kv"] < 1

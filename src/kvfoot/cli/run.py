@@ -216,7 +216,16 @@ def close(console: "Console", records: "list[RunRecord]", path: Path | None, int
 
 
 def _uncut(record: "RunRecord") -> bool:
-    """Whether a prompt was kept whole although a fraction was asked for (decision 0003): never silently."""
+    """Whether a prompt was kept whole although a fraction was asked for (decision 0003): never silently.
+
+    A reader keeps it whole by definition.
+    """
+    from kvfoot.core.reading import Reader
+    from kvfoot.core.registry import methods
+
+    kind = methods().get(record.config["method"])
+    if kind is not None and issubclass(kind, Reader):
+        return False
     asked = record.config["keep"] is not None and record.config["keep"] < 1
     return asked and any(all(n == s.prompt for layer in s.kept for n in layer) for s in record.sequences)
 
