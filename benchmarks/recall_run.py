@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--start-from", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--skip-training", action="store_true")
-    parser.add_argument("--evaluate", choices=("no", "dev", "test"), default="no")
+    parser.add_argument("--evaluate", choices=("no", "dev", "dev2", "test"), default="no")
     parser.add_argument("--answers", type=int, default=200)
     parser.add_argument("--heads", type=int, default=24, help="contexts a task for the effect of each head")
     parser.add_argument("--longest", type=int, default=16384)
@@ -83,7 +83,7 @@ def main() -> None:
     for name in os.listdir(given.out):
         if report != given.out and not name.startswith(("state", "train")):
             (report / name).write_bytes((given.out / name).read_bytes())
-    if given.evaluate == "dev" or (given.evaluate == "test" and finished):
+    if given.evaluate in ("dev", "dev2") or (given.evaluate == "test" and finished):
         found = evaluate_recall(
             given.out,
             given.data,
