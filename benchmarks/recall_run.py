@@ -1,6 +1,6 @@
 """One run, or one piece of a run, of the recipe of kvfoot-recall, with its evaluation on the dev side.
 
-    python benchmarks/recall_run.py --data DATA --out OUT --plan recall --minutes 10 [--piece 9] [--evaluate dev]
+    python benchmarks/recall_run.py --data DATA --out OUT [--piece 9 ...] [--resume] [--evaluate dev]
 
 `--evaluate test` opens the test side: once, for a final checkpoint.
 """
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--report", type=Path, help="where records and a copy of the model go (default: OUT)")
     parser.add_argument("--plan", default="recall")
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=14.5)
     parser.add_argument("--piece", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=14)
@@ -59,8 +59,8 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=200)
     parser.add_argument("--heads", type=int, default=24, help="contexts a task for the effect of each head")
     parser.add_argument("--longest", type=int, default=16384)
-    parser.add_argument("--probe", type=float, default=60.0)
-    parser.add_argument("--kill", type=float, default=90.0)
+    parser.add_argument("--probe", type=float, default=90.0)
+    parser.add_argument("--kill", type=float, default=120.0)
     parser.add_argument("--device", default=None)
     given = parser.parse_args()
     report = given.report or given.out

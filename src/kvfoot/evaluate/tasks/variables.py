@@ -26,7 +26,8 @@ class VariableShape:
 def vary(draw: Draw, room: int) -> VariableShape:
     """A ladder: one hop to five, dense lists or filler, names of letters, words or numbered letters."""
     hops = draw.weighted({1: 0.5, 2: 0.4, 3: 0.1} if room < 700 else {1: 0.12, 2: 0.23, 3: 0.4, 4: 0.15, 5: 0.1})
-    chains = draw.log_between(1, max(2, min(40, room // (40 + 30 * hops))))
+    most = max(2, min(60, room // (40 + 25 * hops)))
+    chains = draw.log_between(1, most) if draw.chance(0.5) else draw.between(most // 2, most)
     names = draw.weighted({"letters": 0.5, "short": 0.15, "word": 0.15, "numbered": 0.12, "words": 0.08})
     return VariableShape(chains, hops, 64, names, draw.chance(0.6), draw.chance(0.15))
 

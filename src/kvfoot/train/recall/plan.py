@@ -39,23 +39,24 @@ class Schedule:
 
 
 PLANS: dict[str, Schedule] = {
+    # the released one: every head free, the rates fall inside the run
     "recall": Schedule(
+        (
+            Phase(0.03, {512: 1.0}, START),
+            Phase(0.27, {2048: 1.0}, MAIN),
+            Phase(0.52, {8192: 0.6, 2048: 0.4}, MAIN),
+            Phase(0.82, {16384: 0.6, 4096: 0.4}, MAIN),
+            Phase(1.00, {16384: 0.5, 8192: 0.3, 4096: 0.2}, TAIL),
+        )
+    ),
+    # labour divided among heads (docs/decisions/0021)
+    "routes": Schedule(
         (
             Phase(0.035, {512: 1.0}, START, 1.0),
             Phase(0.22, {2048: 1.0}, MAIN, 1.0),
             Phase(0.45, {8192: 0.75, 2048: 0.25}, MAIN, 0.8),
             Phase(0.80, {16384: 0.7, 4096: 0.3}, MAIN, 0.5),
             Phase(1.00, {16384: 0.6, 8192: 0.25, 4096: 0.15}, TAIL, 0.0),
-        )
-    ),
-    # not run yet: every head free from the start (docs/decisions/0020, what to try next)
-    "free": Schedule(
-        (
-            Phase(0.035, {512: 1.0}, START),
-            Phase(0.22, {2048: 1.0}, MAIN),
-            Phase(0.45, {8192: 0.75, 2048: 0.25}, MAIN),
-            Phase(0.80, {16384: 0.7, 4096: 0.3}, MAIN),
-            Phase(1.00, {16384: 0.6, 8192: 0.25, 4096: 0.15}, TAIL),
         )
     ),
     # from a finished or unfinished model: the weak families, long contexts, every head free, falling rates
