@@ -95,7 +95,7 @@ def test_a_plan_lasts_its_minutes_and_decays():
     assert plan.at(0).scale == pytest.approx(1 / 60)
     assert plan.at(100).scale == 1.0
     assert plan.at(plan.steps - 1).scale == pytest.approx(0.02)
-    assert plan.at(0).length == 512
+    assert plan.at(0).length in (512, 1024)
     assert {plan.at(step).length for step in range(plan.ends[2], plan.ends[3])} == {4096, 16384}
     assert plan.at(777) == Plan(Recipe(minutes=10)).at(777)
     assert not any(plan.at(step).routed for step in range(plan.steps))

@@ -42,9 +42,9 @@ PLANS: dict[str, Schedule] = {
     # the released one: every head free, the rates fall inside the run
     "recall": Schedule(
         (
-            Phase(0.03, {512: 1.0}, START),
-            Phase(0.27, {2048: 1.0}, MAIN),
-            Phase(0.52, {8192: 0.6, 2048: 0.4}, MAIN),
+            Phase(0.08, {512: 0.6, 1024: 0.4}, START),
+            Phase(0.30, {2048: 1.0}, MAIN),
+            Phase(0.53, {8192: 0.6, 2048: 0.4}, MAIN),
             Phase(0.82, {16384: 0.6, 4096: 0.4}, MAIN),
             Phase(1.00, {16384: 0.5, 8192: 0.3, 4096: 0.2}, TAIL),
         )
