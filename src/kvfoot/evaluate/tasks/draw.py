@@ -95,6 +95,13 @@ class Draw:
         real = self.vocabulary.towns
         return self.pick(real) if real and self.chance(0.5) else places.made_up(self.rng, self.corpus.side)
 
+    def towns(self) -> Callable[[], str]:
+        """`town` for one document; half of the training documents have towns that look alike."""
+        if not self.training or self.chance(0.5):
+            return self.town
+        make = places.alike(self.rng)
+        return lambda: make(self.rng)
+
     def value(self, kind: str) -> str:
         makers: dict[str, Callable[[], str]] = {
             "number": self.number,

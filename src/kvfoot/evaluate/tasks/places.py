@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 
 from kvfoot.evaluate.tasks.split import Side
 
@@ -65,6 +66,24 @@ def syllables(rng: random.Random) -> str:
     count = rng.randint(2, 4)
     text = "".join(rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(count))
     return (text + (rng.choice("lmnrst") if rng.random() < 0.5 else "")).capitalize()
+
+
+Maker = Callable[[random.Random], str]
+
+
+def alike(rng: random.Random) -> Maker:
+    """A maker of training towns that share beginnings and ends: the goal of a route is told by its whole name only."""
+    heads = [rng.choice((rng.choice(TRAIN_HEADS), syllables(rng)[:5])) for _ in range(rng.randint(7, 24))]
+    tails = [rng.choice((*TRAIN_TAILS, *(word.lower() for word in TRAIN_HEADS))) for _ in range(rng.randint(7, 24))]
+
+    def make(rng: random.Random) -> str:
+        middle = rng.choice(tails) if rng.random() < 0.35 else ""
+        name = rng.choice(heads) + middle + rng.choice(tails)
+        if rng.random() < 0.1:
+            name = f"{rng.choice(TRAIN_BEFORE)} {name}" if rng.random() < 0.5 else f"{name} {rng.choice(TRAIN_AFTER)}"
+        return make(rng) if any(_HELD_OUT.fullmatch(word) for word in name.split()) else name
+
+    return make
 
 
 def _train(rng: random.Random) -> str:

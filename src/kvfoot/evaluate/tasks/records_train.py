@@ -220,7 +220,11 @@ def markup(draw: Draw, names: list[str]) -> Markup:
         header = draw.pick(("", "# ", "Columns: ", "<tr><th>", "| ", draw.fragment(1, 3) + ": ")) + mark.join(names) + "\n"
     row = draw.pick(("", "", "* ", "Record\n", "--- ", "Next: ", "\n", "@ ", f"<{tag}>", f"<{tag}>\n", f"{draw.word()} "))
     note = draw.pick((("", ""), ("<p>", "</p>"), ("\n", "\n"), (" - ", ""), ("(", ")"), (before, after), (before, after)))
-    if draw.chance(0.3):
+    kind = draw.rng.random()
+    if kind < 0.45:  # the note looks like one more cell, of a column that nobody asks for
+        title = named.format(t=tag, c=draw.noun()) if named else draw.pick(("", draw.noun() + ":"))
+        note = (title + before, after)
+    elif kind < 0.6:
         note = (draw.noun() + draw.pick((":", "=", ": ", " ")) + note[0], note[1])
     row_end = draw.pick(("", "", "", f"</{tag}>", "---", "\n"))
     place = draw.rng.random()

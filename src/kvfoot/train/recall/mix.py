@@ -85,4 +85,12 @@ TAIL = Mix(
         "path": 0.14, "variables": 0.19, "table": 0.18, "labels": 0.03, "quote": 0.02,
     },
 )  # fmt: skip
-MIXES = {mix.name: mix for mix in (START, MAIN, TAIL)}
+FINISH = Mix(
+    "finish",
+    0.12,
+    {
+        "needles": 0.08, "passkey": 0.06, "multivalue": 0.18, "multiquery": 0.12, "json": 0.03, "chain": 0.07,
+        "path": 0.20, "variables": 0.12, "table": 0.22, "labels": 0.02, "quote": 0.01,
+    },
+)  # fmt: skip
+MIXES = {mix.name: mix for mix in (START, MAIN, TAIL, FINISH)}

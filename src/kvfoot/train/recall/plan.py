@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from kvfoot.core.errors import UsageError, did_you_mean
-from kvfoot.train.recall.mix import MAIN, START, TAIL, Mix
+from kvfoot.train.recall.mix import FINISH, MAIN, START, TAIL, Mix
 from kvfoot.train.recall.options import Recipe
 
 # training tokens a second by length, H100 80GB, bf16, compiled; all 24 heads full
@@ -60,7 +60,7 @@ PLANS: dict[str, Schedule] = {
         )
     ),
     # from a finished or unfinished model: the weak families, long contexts, every head free, falling rates
-    "tail": Schedule((Phase(1.00, {16384: 0.5, 8192: 0.3, 4096: 0.2}, TAIL),), decay_from=0.0),
+    "tail": Schedule((Phase(1.00, {16384: 0.4, 8192: 0.35, 4096: 0.25}, FINISH),), decay_from=0.0),
     "tiny": Schedule((Phase(0.5, {256: 1.0}, START, 1.0), Phase(1.0, {512: 0.5, 256: 0.5}, MAIN, 0.5))),
 }
 
