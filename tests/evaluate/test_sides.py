@@ -115,7 +115,12 @@ def test_a_training_question_never_begins_with_an_entity(data):
     draw = Draw("asks", corpus, wording_train.TrainWording(), len)
     for _ in range(400):
         wording = draw.wording
-        asks = [wording.needle(draw).ask, wording.passkey(draw).ask, wording.path(draw).ask, wording.variables(draw).ask]
+        asks = [
+            wording.needle(draw).ask,
+            wording.passkey(draw).ask,
+            wording.path(draw).ask,
+            wording.variables(draw).ask,
+        ]
         assert not any(text.startswith("{") for text in asks)
         for text in (wording.multi_query(draw).item, wording.path(draw).item, wording.variables(draw).hop):
             assert all(text[found.start() - 1] in " " for found in re.finditer(r"\{[kvab]\}", text)), text

@@ -1,4 +1,4 @@
-"""Phrasings of the test side, written after the training grammar was finished; no model saw them before the final one."""
+"""Phrasings of the test side, written before the first run of the released recipe; opened once, for its checkpoint."""
 
 from __future__ import annotations
 

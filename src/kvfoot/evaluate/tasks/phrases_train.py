@@ -38,7 +38,8 @@ PREPOSITION = (
 )
 IS = (
     "is", "is", "is", "is", "was", "was", "is:", "was:", "reads", "equals", "became", "shows", "came to", "amounts to",
-    "stands at", "remains", "turned out to be", "is known to be", "has been fixed at", "must be", "will be", "should be",
+    "stands at", "remains", "turned out to be", "is known to be", "has been fixed at", "must be", "will be",
+    "should be",
     "has always been", "is now", "is called", "is simply", "is given as", "was set to", "was noted as", "appears as",
     "is still", "is just", "is really", "is recorded as", "has become", "is none other than", "is said to be", ":", "=",
     "is the following:", "is exactly", "seems to be", "used to be", "can only be", "was found to be", "ought to be",
@@ -102,8 +103,10 @@ HAVE_ASK = (
     "was assigned to", "is found with", "is kept by", "comes with", "did we give to", "did the text give to", "marks",
 )
 QUANTITY = (
-    "", "", "", "", "every ", "all ", "each ", "all the ", "every single ", "the whole list of ", "the complete set of ",
-    "any ", "one by one, the ", "as many as there are: ", "in order, the ", "everything: ", "both or more ", "the full ",
+    "", "", "", "", "every ", "all ", "each ", "all the ", "every single ", "the whole list of ",
+    "the complete set of ",
+    "any ", "one by one, the ", "as many as there are: ", "in order, the ", "everything: ", "both or more ",
+    "the full ",
 )
 JSON_HEAD = (
     "Here is some data as JSON.\n", "JSON:\n", "Read this object; questions follow.\n", "", "", "The data:\n",
@@ -112,7 +115,8 @@ JSON_HEAD = (
 )
 JSON_CORE = (
     "the value of {k}", "what stands behind {k}", "the entry {k}", "{k}", "key {k}, value", "what {k} maps to",
-    "what the object holds for {k}", "the string stored under {k}", "data[{k}]", "the partner of {k}", "{k} and its value",
+    "what the object holds for {k}", "the string stored under {k}", "data[{k}]", "the partner of {k}",
+    "{k} and its value",
     "whatever is filed under {k}", "the right side of {k}", "the pair with {k}", "map.get({k})", "the content of {k}",
 )
 CHAIN_CORE = (

@@ -14,7 +14,8 @@ CAN = ("can", "may", "could", "will", "must", "like to", "often", "usually", "wa
 GO = ("go", "travel", "get", "ride", "move", "come", "be carried", "pass", "cross over", "be sent", "hurry", "set off")
 BY = ("by", "by", "with the", "by means of a", "aboard a", "on a", "using the", "in a", "taking the", "thanks to a")
 RUNS = (
-    "goes", "runs", "leaves", "leads", "takes people", "is bound", "departs", "brings you", "heads", "starts", "sets out",
+    "goes", "runs", "leaves", "leads", "takes people", "is bound", "departs", "brings you", "heads", "starts",
+    "sets out",
 )
 ROADS = (
     "there is a {m} from {a} to {b}", "the {m} from {a} {runs} to {b}", "a {m} {runs} from {a} to {b}",
@@ -31,8 +32,10 @@ ROADS = (
     "{m}: from {a} to {b}", "between {a} and {b} there is a {m}", "{a} is joined to {b} {by} {m}",
 )
 SIGNS = (
-    "{a} -> {b} , {m}", "{a} -> {m} -> {b}", "{a} | {m} | {b}", "{a} | {b} | {m}", "{m} : {a} > {b}", "{a} => {b} ( {m} )",
-    "{a} : {b} / {m}", "{a} -- {m} -- {b}", "{a} , {m} , {b}", "{a} = {b} + {m}", "* {a} ; {b} ; {m}", "[ {m} ] {a} , {b}",
+    "{a} -> {b} , {m}", "{a} -> {m} -> {b}", "{a} | {m} | {b}", "{a} | {b} | {m}", "{m} : {a} > {b}",
+    "{a} => {b} ( {m} )",
+    "{a} : {b} / {m}", "{a} -- {m} -- {b}", "{a} , {m} , {b}", "{a} = {b} + {m}", "* {a} ; {b} ; {m}",
+    "[ {m} ] {a} , {b}",
     "from: {a} to: {b} by: {m}", "start {a} end {b} with {m}", "by {m} from {a} to {b}", "{m} {a} {b}", "{a} {b} {m}",
 )
 TRIP = (
@@ -71,7 +74,8 @@ LABEL = (
     "\nLabel:", "\nAnswer:", "\nClass:", "\n->", "\nOutput:", "\nType is", "( kind:", "has type", "was sorted as", "+",
 )
 LABEL_BEFORE = (
-    "", "", "", "", "Word:", "Input:", "Q:", "item", "the", "Text:", "*", "-", "Given", "Here:", "No:", "Entry", "name =",
+    "", "", "", "", "Word:", "Input:", "Q:", "item", "the", "Text:", "*", "-", "Given", "Here:", "No:", "Entry",
+    "name =",
 )
 COLUMNS = (
     "the table as tab separated values with the columns {c}", "the records as TSV ({c})", "all rows; columns: {c}",
@@ -105,7 +109,7 @@ def _fill(draw: Draw, text: str) -> str:
 
 
 def road(draw: Draw) -> str:
-    """A line with {a}, {b} and {m}: the vehicle before, between or after the towns; rarely the goal before the start."""
+    """A line with {a}, {b} and {m}: the vehicle before, between or after the towns; rarely the goal first."""
     kind = draw.rng.random()
     if kind < 0.4:
         text = _fill(draw, draw.pick(ROADS))
@@ -122,13 +126,18 @@ def road(draw: Draw) -> str:
     kind = draw.rng.random()
     if kind < 0.2:  # a town is introduced before its road is named
         adjective = draw.adjective() if draw.chance(0.7) else draw.noun()
-        text = f"{{a}} is {draw.pick(('a', 'the', 'some'))} {adjective} {draw.pick(PLACE)}{draw.pick(('.', ';', ','))} {text}"
+        article, place, mark = draw.pick(("a", "the", "some")), draw.pick(PLACE), draw.pick((".", ";", ","))
+        text = f"{{a}} is {article} {adjective} {place}{mark} {text}"
     elif kind < 0.3:
         text = f"{draw.fragment(2, 6)}. {text}"
     elif kind < 0.4:
         text = f"{text}. {draw.fragment(2, 8)}"
     # a town at the start of a line would be spelt without its space
-    return (" " if text.startswith("{") else "") + text + draw.pick((".\n", ".\n", ".\n", "\n", ";\n", "!\n", ".\n\n", " .\n"))
+    return (
+        (" " if text.startswith("{") else "")
+        + text
+        + draw.pick((".\n", ".\n", ".\n", "\n", ";\n", "!\n", ".\n\n", " .\n"))
+    )
 
 
 def trip(draw: Draw) -> str:
@@ -145,7 +154,18 @@ def assignment(draw: Draw) -> tuple[str, str]:
     if draw.chance(0.5):
         base, hop = draw.pick(ASSIGN)
         if draw.chance(0.55):  # a word before every name, in capitals or not: not all that is in capitals is a name
-            mark = draw.pick(("LET", "NAME", "SET", "DEF", draw.word().upper(), draw.word().upper(), draw.word().capitalize(), draw.word()))
+            mark = draw.pick(
+                (
+                    "LET",
+                    "NAME",
+                    "SET",
+                    "DEF",
+                    draw.word().upper(),
+                    draw.word().upper(),
+                    draw.word().capitalize(),
+                    draw.word(),
+                )
+            )
             base, hop = (text.replace("{a}", mark + " {a}").replace("{b}", mark + " {b}") for text in (base, hop))
         elif draw.chance(0.4):  # or before the first one only, as in a declaration
             mark = draw.word().upper() if draw.chance(0.4) else draw.word()
@@ -217,9 +237,15 @@ def markup(draw: Draw, names: list[str]) -> Markup:
     header = ""
     if not named and kind < 0.85:
         mark = draw.pick((", ", " | ", "\t", "; ", " / ", "</th><th>"))
-        header = draw.pick(("", "# ", "Columns: ", "<tr><th>", "| ", draw.fragment(1, 3) + ": ")) + mark.join(names) + "\n"
-    row = draw.pick(("", "", "* ", "Record\n", "--- ", "Next: ", "\n", "@ ", f"<{tag}>", f"<{tag}>\n", f"{draw.word()} "))
-    note = draw.pick((("", ""), ("<p>", "</p>"), ("\n", "\n"), (" - ", ""), ("(", ")"), (before, after), (before, after)))
+        header = (
+            draw.pick(("", "# ", "Columns: ", "<tr><th>", "| ", draw.fragment(1, 3) + ": ")) + mark.join(names) + "\n"
+        )
+    row = draw.pick(
+        ("", "", "* ", "Record\n", "--- ", "Next: ", "\n", "@ ", f"<{tag}>", f"<{tag}>\n", f"{draw.word()} ")
+    )
+    note = draw.pick(
+        (("", ""), ("<p>", "</p>"), ("\n", "\n"), (" - ", ""), ("(", ")"), (before, after), (before, after))
+    )
     kind = draw.rng.random()
     if kind < 0.45:  # the note looks like one more cell, of a column that nobody asks for
         title = named.format(t=tag, c=draw.noun()) if named else draw.pick(("", draw.noun() + ":"))

@@ -54,7 +54,9 @@ class Task:
         """
         wording = WORDINGS.get(corpus.side)
         if wording is None:
-            raise UsageError("the training side has no evaluation wording: read the corpus with side 'dev', 'dev2' or 'test'")
+            raise UsageError(
+                "the training side has no evaluation wording: read the corpus with side 'dev', 'dev2' or 'test'"
+            )
         for attempt in range(20):
             draw = Draw(f"{corpus.side}/{self.name}/{length}/{seed}/{index}/{attempt}", corpus, wording, count)
             shape = self.shape

@@ -29,7 +29,14 @@ def vary(draw: Draw, room: int) -> TableShape:
     extra = draw.between(1, 3) if draw.chance(0.4) else 0
     rows = draw.between(3, 48) if draw.chance(0.7) else 40
     length = None if note == 2 else 0 if note == 0 else draw.log_between(4, 300)
-    return TableShape(rows, None, draw.between(2, 5) if draw.chance(0.6) else 3, length, length is not None and draw.chance(0.5), extra)
+    return TableShape(
+        rows,
+        None,
+        draw.between(2, 5) if draw.chance(0.6) else 3,
+        length,
+        length is not None and draw.chance(0.5),
+        extra,
+    )
 
 
 def draft(draw: Draw, shape: TableShape, room: int) -> Draft | None:
@@ -63,7 +70,9 @@ def draft(draw: Draw, shape: TableShape, room: int) -> Draft | None:
     block = "".join(markup.render(cells, note) for cells, note in zip(records, notes, strict=True))
     units = tuple("\t".join(cells[column] for column in asked) + "\n" for cells in records)
     turn = Turn(ask.format(c=", ".join(names[column] for column in asked)), units)
-    return Draft("", (f"\n{markup.header}{block}",), (turn,), scatter=shape.filler, metadata={"rows": rows, "note": length})
+    return Draft(
+        "", (f"\n{markup.header}{block}",), (turn,), scatter=shape.filler, metadata={"rows": rows, "note": length}
+    )
 
 
 def _notes(draw: Draw, rows: int, tokens: int) -> list[str]:

@@ -1,8 +1,8 @@
 """The training side's wording: every document gets a phrasing composed of phrases_train and of fragments of books.
 
-With fixed templates a model learns the templates: held-out wording got worse while training went on, and most misses of
-the first release were misreadings (docs/decisions/0020). So a list holds words and not sentences, a family has thousands
-of forms, item and question are drawn apart, and often the key is all that they share: what is asked must be read.
+With fixed templates a model learns the templates: held-out wording got worse while training went on, and most misses
+of the first release were misreadings (docs/decisions/0020). So a list holds words and not sentences, a family has
+thousands of forms, item and question are drawn apart, and often the key is all that they share.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def _verb(draw: Draw, verbs: tuple[str, ...]) -> str:
 
 def _titled(draw: Draw, weight: float = 0.75) -> str:
     """`the {t} ` with another article, or nothing."""
-    return maybe(draw, weight, draw.pick(("the ", "the ", "a ", "one ", "its ", "", "that ", "this ", "some ")) + "{t} ")
+    return maybe(
+        draw, weight, draw.pick(("the ", "the ", "a ", "one ", "its ", "", "that ", "this ", "some ")) + "{t} "
+    )
 
 
 def statement(draw: Draw) -> str:
@@ -72,7 +74,8 @@ def statement(draw: Draw) -> str:
     if kind < 0.42:
         return f"{{k}} {_verb(draw, phrases.HAS)} {_titled(draw, 0.6)}{{v}}"
     if kind < 0.5:
-        return f"{draw.pick(('for', 'with', 'at', 'beside', 'as for', 'under'))} {{k}}, {_titled(draw)}{_verb(draw, phrases.IS)} {{v}}"
+        before = draw.pick(("for", "with", "at", "beside", "as for", "under"))
+        return f"{before} {{k}}, {_titled(draw)}{_verb(draw, phrases.IS)} {{v}}"
     if kind < 0.6:
         return f"{{v}} {_verb(draw, phrases.IS)} {_titled(draw)}{preposition} {{k}}"
     if kind < 0.68:
@@ -170,10 +173,14 @@ class TrainWording:
             body = draw.pick((f"{name} {_verb(draw, phrases.IS)} {{v}}", f"{{v}} {_verb(draw, phrases.IS)} {name}"))
         text = " " + sentence(draw, opening(draw), body, closing(draw))
         if draw.chance(0.35):  # said twice
-            again = draw.pick((f"{{v}} is {name}", f"{name} is {{v}}", "Again: {v}", "It is {v}", "I repeat: {v}", "Yes, {v}"))
+            again = draw.pick(
+                (f"{{v}} is {name}", f"{name} is {{v}}", "Again: {v}", "It is {v}", "I repeat: {v}", "Yes, {v}")
+            )
             text += " " + capital(again) + draw.pick((".", ".", "!", ", mind you."))
         question = ask(draw, 0.3)
-        question = question.replace("{t}", draw.pick(phrases.TITLE)).replace("{k}", "{t}" if draw.chance(0.4) else "the {t}")
+        question = question.replace("{t}", draw.pick(phrases.TITLE)).replace(
+            "{k}", "{t}" if draw.chance(0.4) else "the {t}"
+        )
         if not several and draw.chance(0.35):
             question = question.replace("{t}", draw.pick((self.passkey_title(draw), draw.pick(phrases.TITLE))))
         return Lookup(text, question)
@@ -195,7 +202,9 @@ class TrainWording:
             label = " ".join(words) + draw.pick((": ", " ", " = ", " is ", ", ", " - ", ":", " > "))
         core = draw.pick(phrases.CHAIN_CORE)
         if draw.chance(0.35):
-            core = f"{draw.pick(phrases.SAY)} {{n}} {draw.pick(('keys', 'pairs', 'items', 'entries'))} {draw.fragment()}."
+            core = (
+                f"{draw.pick(phrases.SAY)} {{n}} {draw.pick(('keys', 'pairs', 'items', 'entries'))} {draw.fragment()}."
+            )
         core = sentence(draw, draw.pick(phrases.ASK_OPENING) if draw.chance(0.4) else "", core, "")
         start = draw.pick(phrases.CHAIN_START)
         if draw.chance(0.5):
