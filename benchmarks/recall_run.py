@@ -1,6 +1,6 @@
-"""One run, or one piece of a run, of the recipe of kvfoot-recall, with its evaluation on the dev side.
+"""One run, or one piece of a run, of the recipe of kvfoot-recall, with its evaluation.
 
-    python benchmarks/recall_run.py --data DATA --out OUT --plan recall --minutes 10 [--piece 9] [--evaluate dev]
+    python benchmarks/recall_run.py --data DATA --out OUT [--piece 9 ...] [--resume] [--evaluate dev dev2]
 
 `--evaluate test` opens the test side: once, for a final checkpoint.
 """
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--report", type=Path, help="where records and a copy of the model go (default: OUT)")
     parser.add_argument("--plan", default="recall")
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=14.5)
     parser.add_argument("--piece", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=14)
@@ -55,17 +55,18 @@ def main() -> None:
     parser.add_argument("--start-from", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--skip-training", action="store_true")
-    parser.add_argument("--evaluate", choices=("no", "dev", "test"), default="no")
+    parser.add_argument("--evaluate", nargs="+", choices=("dev", "dev2", "test"), default=[], help="sides")
     parser.add_argument("--answers", type=int, default=200)
     parser.add_argument("--heads", type=int, default=24, help="contexts a task for the effect of each head")
     parser.add_argument("--longest", type=int, default=16384)
-    parser.add_argument("--probe", type=float, default=60.0)
-    parser.add_argument("--kill", type=float, default=90.0)
+    parser.add_argument("--probe", type=float, default=90.0)
+    parser.add_argument("--kill", type=float, default=120.0)
     parser.add_argument("--device", default=None)
     given = parser.parse_args()
     report = given.report or given.out
     report.mkdir(parents=True, exist_ok=True)
-    changes = {name: float(value) for name, _, value in (pair.partition("=") for pair in given.set)}
+    pairs = (pair.partition("=") for pair in given.set)
+    changes = {name: type(getattr(Recipe(), name))(float(value)) for name, _, value in pairs}
     recipe = Recipe(plan=given.plan, minutes=given.minutes, seed=given.seed, **changes)  # type: ignore[arg-type]
     finished = True
     if not given.skip_training:
@@ -83,11 +84,11 @@ def main() -> None:
     for name in os.listdir(given.out):
         if report != given.out and not name.startswith(("state", "train")):
             (report / name).write_bytes((given.out / name).read_bytes())
-    if given.evaluate == "dev" or (given.evaluate == "test" and finished):
+    for side in given.evaluate if finished else []:
         found = evaluate_recall(
             given.out,
             given.data,
-            given.evaluate,
+            side,
             answers=given.answers,
             longest=given.longest,
             heads_contexts=given.heads,
@@ -98,7 +99,7 @@ def main() -> None:
         found["versions"] = versions()
         git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         found["commit"] = git.stdout.strip() if git.returncode == 0 else "unknown"
-        (report / f"{given.evaluate}.json").write_text(json.dumps(found, indent=1) + "\n")
+        (report / f"{side}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A data folder of a few kilobytes: two books a side, made-up sentences, and words of all three sides."""
+"""A data folder of a few kilobytes: two training books, one for each other side, and words of all sides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import random
 import tarfile
 from pathlib import Path
 
-from kvfoot.evaluate.tasks.split import DEV_BOOKS, TEST_BOOKS
+from kvfoot.evaluate.tasks.split import BOOKS
 
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
 
@@ -37,7 +37,7 @@ def write(folder: Path, characters: int = 60_000, training_books: int = 2) -> Pa
     (folder / "books").mkdir(parents=True)
     (folder / "words").mkdir()
     (folder / "longproc").mkdir()
-    names = [*(f"nobody_book-{i}" for i in range(training_books)), DEV_BOOKS[0], TEST_BOOKS[0]]
+    names = [*(f"nobody_book-{i}" for i in range(training_books)), *(names[0] for names in BOOKS.values())]
     for seed, name in enumerate(names):
         (folder / "books" / f"{name}.txt.gz").write_bytes(gzip.compress(book(seed, characters).encode(), mtime=0))
     words = made_up_words(4000)

@@ -45,10 +45,10 @@ def test_documents_have_their_form(writer, family):
 
     draw = Draw(f"form/{family}", writer.corpus, writer.wording, writer.count)
     module = FAMILIES[family]
-    draft = None
-    while draft is None:
+    document = draft = None
+    while document is None or draft is None:  # some shapes do not fit
         draft = module.draft(draw, module.vary(draw, 1500), 1500)
-    document = writer.assemble(draw, draft, 1500)
+        document = writer.assemble(draw, draft, 1500) if draft else None
     tokens, codes = document.tokens.tolist(), document.codes.tolist()
     assert tokens[:2] == [BOS, USER]
     assert tokens[-1] == END
@@ -95,12 +95,14 @@ def test_a_plan_lasts_its_minutes_and_decays():
     assert plan.at(0).scale == pytest.approx(1 / 60)
     assert plan.at(100).scale == 1.0
     assert plan.at(plan.steps - 1).scale == pytest.approx(0.02)
-    assert plan.at(0).length == 512
+    assert plan.at(0).length in (512, 1024)
     assert {plan.at(step).length for step in range(plan.ends[2], plan.ends[3])} == {4096, 16384}
     assert plan.at(777) == Plan(Recipe(minutes=10)).at(777)
-    routed = [plan.at(step).routed for step in range(plan.ends[2], plan.ends[3])]
+    assert not any(plan.at(step).routed for step in range(plan.steps))
+    routes = Plan(Recipe(plan="routes"))
+    routed = [routes.at(step).routed for step in range(routes.ends[2], routes.ends[3])]
     assert 0.4 < sum(routed) / len(routed) < 0.6
-    assert not any(plan.at(step).routed for step in range(plan.ends[3], plan.steps))
+    assert not any(routes.at(step).routed for step in range(routes.ends[3], routes.steps))
     with pytest.raises(UsageError, match="did you mean recall"):
         Plan(Recipe(plan="recal"))
     with pytest.raises(UsageError, match="multiple of 16384"):

@@ -29,8 +29,8 @@ train.command()(refresh)
 def recall(
     data: Annotated[Path, Option(help="folder with books/, words/ and longproc/ (docs/recall.md)")],
     out: Annotated[Path, Option(help="folder for the model, the state to resume from, and the log")],
-    minutes: Annotated[float, Option(help="length of the plan, by the speed of one H100")] = 10.0,
-    plan: Annotated[str, Option(help="recall, free, tail or tiny: lengths and mixtures over time")] = "recall",
+    minutes: Annotated[float, Option(help="length of the plan, by the speed of one H100")] = 14.5,
+    plan: Annotated[str, Option(help="recall, routes, tail or tiny: lengths and mixtures over time")] = "recall",
     seed: Annotated[int, Option(help="of the weights and the samples")] = 0,
     set_: Annotated[
         list[str] | None, Option("--set", metavar="KEY=VALUE", help="a field of the recipe or of the model's shape")
@@ -42,7 +42,7 @@ def recall(
     resume: Annotated[bool, Option("--resume", help="go on with the run in --out, given the same options")] = False,
     yes: Annotated[bool, Option("--yes", help="go on without a GPU, whatever the estimate")] = False,
 ) -> int:
-    """Train kvfoot-recall: ten minutes on one GPU, from books and word lists."""
+    """Train kvfoot-recall: a quarter of an hour on one GPU, from books and word lists."""
     if minutes <= 0:
         raise UsageError(f"--minutes {minutes:g}: give more than 0")
     if workers is not None and workers < 0:

@@ -1,7 +1,7 @@
 """Books, words and towns, read from a data folder: the raw material of every task.
 
 Layout of the folder: `books/*.txt.gz`, `words/{noun,adjective,verb}list.txt`, `longproc/longproc_core.tar.gz` (real
-town names, for the dev and test sides only).
+town names, for the two dev sides only).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SENTENCE = re.compile(r'[.!?]["”]? (?=["“]?[A-Z])')
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Entities of one side. Words are lower case, 3 to 11 letters; towns are real names (empty for training)."""
+    """Entities of one side. Words are lower case, 3 to 11 letters; towns are real names (dev sides only)."""
 
     side: Side
     adjectives: tuple[str, ...]
@@ -106,7 +106,7 @@ def _read_words(folder: Path, name: str, side: Side) -> list[str]:
 
 
 def _read_towns(folder: Path, side: Side) -> tuple[str, ...]:
-    """LongProc's town names, halved between dev and test."""
+    """LongProc's town names, halved between dev and dev2; there are none for the other sides."""
     path = folder / "longproc" / "longproc_core.tar.gz"
     if not path.is_file():
         raise UsageError(f"{path} is missing: the {side} side takes its town names from it")
@@ -126,7 +126,7 @@ def read_vocabulary(folder: Path, side: Side, towns: bool = True) -> Vocabulary:
     words = tuple(sorted({*nouns, *adjectives, *verbs}))
     if len(words) < 100:
         raise UsageError(f"{folder / 'words'}: {len(words)} words on the {side} side; at least 100 are needed")
-    real = _read_towns(folder, side) if towns and side != "train" else ()
+    real = _read_towns(folder, side) if towns and side in ("dev", "dev2") else ()
     return Vocabulary(side, tuple(adjectives), tuple(nouns), words, real)
 
 

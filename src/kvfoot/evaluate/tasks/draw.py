@@ -10,6 +10,7 @@ from typing import TypeVar
 from kvfoot.evaluate.tasks import places
 from kvfoot.evaluate.tasks.corpus import Corpus
 from kvfoot.evaluate.tasks.sample import Count
+from kvfoot.evaluate.tasks.split import word_side
 from kvfoot.evaluate.tasks.wording import Wording
 
 T = TypeVar("T")
@@ -76,6 +77,11 @@ class Draw:
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
     def word(self) -> str:
+        """In training one in five is made up, so that the lists are not learnt by heart."""
+        if self.training and self.chance(0.2):
+            made = places.syllables(self.rng).lower()
+            if word_side(made) == "train":
+                return made
         return self.pick(self.vocabulary.words)
 
     def noun(self) -> str:
@@ -88,6 +94,13 @@ class Draw:
         """A real town as often as not, where the side has any."""
         real = self.vocabulary.towns
         return self.pick(real) if real and self.chance(0.5) else places.made_up(self.rng, self.corpus.side)
+
+    def towns(self) -> Callable[[], str]:
+        """`town` for one document; half of the training documents have towns that look alike."""
+        if not self.training or self.chance(0.5):
+            return self.town
+        make = places.alike(self.rng)
+        return lambda: make(self.rng)
 
     def value(self, kind: str) -> str:
         makers: dict[str, Callable[[], str]] = {

@@ -22,7 +22,7 @@ class LabelShape:
 def vary(draw: Draw, room: int) -> LabelShape:
     shots = draw.between(6, max(8, min(400, room // 14)))
     words = max(4, int(shots / draw.rng.uniform(1.0, 6.0)))
-    return LabelShape(shots, words, draw.between(2, 8), 64, draw.chance(0.3))
+    return LabelShape(shots, words, draw.between(2, 8), 64, draw.chance(0.2))
 
 
 def draft(draw: Draw, shape: LabelShape, room: int) -> Draft:

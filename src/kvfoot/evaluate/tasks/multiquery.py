@@ -19,7 +19,7 @@ class MultiQueryShape:
 
 def vary(draw: Draw, room: int) -> MultiQueryShape:
     keys = draw.between(2, max(3, min(32, room // 100)))
-    values = draw.weighted({"number": 0.7, "word": 0.3})
+    values = draw.weighted({"number": 0.6, "word": 0.2, "words": 0.1, "hex": 0.1})
     return MultiQueryShape(keys, draw.between(2, 6), 16, values, draw.pick(KEY_FORMS))
 
 
@@ -33,6 +33,7 @@ def draft(draw: Draw, shape: MultiQueryShape, room: int) -> Draft:
     turns = []
     for _ in range(shape.asks):
         asked = draw.shuffled(keys)[: shape.per_ask]
+        join = draw.pick((", ", ", ", ", ", "; ", " / ", " and ", " , ")) if draw.training else ", "
         units = (f" {value_of[asked[0]]}", *(f", {value_of[key]}" for key in asked[1:]))
-        turns.append(Turn(wording.ask.format(t=title, k=", ".join(asked)), units))
+        turns.append(Turn(wording.ask.format(t=title, k=join.join(asked)), units))
     return Draft("", items, tuple(turns))

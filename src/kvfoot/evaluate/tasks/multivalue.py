@@ -20,7 +20,8 @@ class MultiValueShape:
 
 def vary(draw: Draw, room: int) -> MultiValueShape:
     """2 to 7 values a key, unequal numbers of them, so that the end of the list must be seen and not counted."""
-    keys = draw.log_between(1, max(2, min(40, room // 150)))
+    most = max(2, min(48, room // 140))
+    keys = draw.log_between(1, most) if draw.chance(0.5) else draw.between(most // 2, most)
     values = {"number": 0.65, "word": 0.25, "hex": 0.1}
     return MultiValueShape(keys, draw.between(2, 7), 64, draw.weighted(values), draw.pick(KEY_FORMS), draw.chance(0.5))
 

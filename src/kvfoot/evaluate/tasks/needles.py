@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kvfoot.evaluate.tasks.draw import KEY_FORMS, Draw
 from kvfoot.evaluate.tasks.sample import Draft, Turn
+from kvfoot.evaluate.tasks.wording import Lookup
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,23 @@ def vary(draw: Draw, room: int) -> NeedleShape:
     return NeedleShape(draw.log_between(2, most), 64, draw.weighted(values), draw.pick(KEY_FORMS), draw.chance(0.3))
 
 
+def _readable(draw: Draw, shape: NeedleShape) -> Lookup:
+    """A wording; a plain word as the value must stand after its key, or nothing tells it from the words around it."""
+    wording = draw.wording.needle(draw)
+    while shape.values == "word" and wording.item.index("{v}") < wording.item.index("{k}"):
+        wording = draw.wording.needle(draw)
+    return wording
+
+
 def draft(draw: Draw, shape: NeedleShape, room: int) -> Draft:
     """One item a key, in random places."""
     keys = draw.distinct(lambda: draw.key(shape.form), shape.keys)
     values = draw.distinct(lambda: draw.value(shape.values), len(keys))
-    title, wording = draw.wording.title(draw), draw.wording.needle(draw)
+    title, wording = draw.wording.title(draw), _readable(draw, shape)
     items, turns = [], []
     for key, value in zip(keys, values, strict=False):
         if shape.mixed:
-            wording = draw.wording.needle(draw)
+            wording = _readable(draw, shape)
         items.append(wording.item.format(t=title, k=key, v=value))
         turns.append(Turn(wording.ask.format(t=title, k=key), (f" {value}",)))
     return Draft("", tuple(draw.shuffled(items)), tuple(draw.shuffled(turns)[: shape.asks]))

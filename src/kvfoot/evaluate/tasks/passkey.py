@@ -18,14 +18,14 @@ class PasskeyShape:
 
 
 def vary(draw: Draw, room: int) -> PasskeyShape:
-    """1 to 8 keys, 24 in long contexts."""
-    most = 8 if room < 4000 else 24
-    return PasskeyShape(draw.between(1, most), draw.weighted({"number": 0.7, "words": 0.2, "hex": 0.1}))
+    """Mostly one; otherwise up to 8, 24 in long contexts."""
+    keys = 1 if draw.chance(0.55) else draw.between(2, 8 if room < 4000 else 24)
+    return PasskeyShape(keys, draw.weighted({"number": 0.75, "words": 0.15, "hex": 0.1}))
 
 
 def draft(draw: Draw, shape: PasskeyShape, room: int) -> Draft:
     titles = draw.distinct(lambda: draw.wording.passkey_title(draw), shape.keys)
-    wording = draw.wording.passkey(draw)
+    wording = draw.wording.passkey(draw, shape.keys > 1)
     items, turns = [], []
     for title in titles:
         value = draw.value(shape.values)

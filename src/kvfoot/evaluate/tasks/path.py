@@ -37,13 +37,14 @@ def _step(a: str, mode: str, b: str) -> str:
 
 def draft(draw: Draw, shape: PathShape, room: int) -> Draft | None:
     line, ask = draw.wording.path(draw)
+    name = draw.towns()
     wanted = draw.between(*shape.steps)
-    per_town = draw.mean_tokens(lambda: line.format(a=draw.town(), b=draw.town(), m="train"), 12)
-    per_step = draw.mean_tokens(lambda: _step(draw.town(), "train", draw.town()), 12)
+    per_town = draw.mean_tokens(lambda: line.format(a=name(), b=name(), m="train"), 12)
+    per_step = draw.mean_tokens(lambda: _step(name(), "train", name()), 12)
     question = draw.count([ask]) + 24
     room -= 10 + int(shape.asks * (wanted * per_step * 1.05 + question))
     most = int(room * 0.96 / per_town)
-    towns = draw.distinct(draw.town, most if shape.towns is None else min(most, shape.towns)) if most >= 6 else []
+    towns = draw.distinct(name, most if shape.towns is None else min(most, shape.towns)) if most >= 6 else []
     count = len(towns)
     wanted = min(wanted, count - 1)
     if count < 6 or wanted < shape.steps[0]:

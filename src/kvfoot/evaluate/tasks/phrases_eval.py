@@ -1,4 +1,4 @@
-"""Phrasings of the dev and the test side. Never trained on; the test side's were never looked at with a model."""
+"""Phrasings of the two development sides. Never trained on; looked at between runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ DEV = FixedWording(
     tables=("Extract the information above into a TSV with the headers {c}.",),
 )
 
-TEST = FixedWording(
+DEV2 = FixedWording(
     needles=(
         Lookup(
             " The vault combination recorded for {k} happens to be {v}, said the clerk.",

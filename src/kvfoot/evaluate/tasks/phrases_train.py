@@ -1,150 +1,148 @@
-"""Phrasings of the training side: cores, beginnings and endings that wording_train.py combines."""
+"""Words of the training side. wording_train.py and records_train.py compose phrasings from them; none stands alone.
+
+Templates: {t} title, {k} key, {v} value, {n} count. An entity keeps its leading space wherever it stands.
+"""
 
 from __future__ import annotations
 
 # fmt: off
-ITEM_CORE = (
-    "the {t} of {k} is {v}", "the {t} for {k} is {v}", "the {t} for {k} is: {v}", "{k} has the {t} {v}",
-    "for {k} the {t} was set to {v}", "{k}'s {t} is {v}", "one {t} for {k} reads {v}",
-    "in the ledger, {k} stands beside the {t} {v}", "{v} is the {t} of {k}", "{v} is the {t} for {k}",
-    "{k} was given {v} as its {t}", "the {t} {v} belongs to {k}", "under {k} one finds the {t} {v}", "{k}: {v}",
-    "{k} = {v}", "one of those {t}s of {k}: {v}", "a {t} for {k} was noted: {v}",
-    "whoever asks for {k} gets the {t} {v}",
+# before a statement
+OPENING = (
+    "Note:", "Mark this:", "Listen:", "By the way,", "It is said that", "As everybody knew,", "It is written here:",
+    "Somebody whispered:", "(Aside)", "Once more:", "Here is a fact.", "Attention:", "For the record,", "In short,",
+    "Be it known that", "A clerk wrote:", "In the margin:", "Note well:", "Indeed,", "Besides,", "Oddly enough,",
+    "It turns out that", "To be exact,", "As agreed,", "According to the register,", "Entry:", "Memo:", "P.S.",
+    "N.B.", "--", "*", "-", "#", ">>", "(1)", "a)", "[note]", "[!]", "Fact:", "Reminder:", "At last:", "True:",
+    "People say that", "They found that", "Word came that", "We learnt that", "It was announced that", "Log:",
+    "Last night the papers printed:", "On the wall somebody had painted:", "The list goes on:", "Also,", "Further,",
+    "Nobody doubts that", "My uncle insists that", "The sign says:", "Between ourselves,", "Observe:", "Item:",
 )
-ITEM_BEFORE = (
-    "", "", "", "", "", "Note: ", "Remember: ", "Mind this: ", "By the way, ", "It is said that ",
-    "As everybody knew, ", "Listen: ", "It is written here: ", "Somebody whispered: ", "(Aside) ", "Once more: ",
-    "Here is a fact. ",
+PERSON = (
+    "the captain", "my aunt", "an old man", "the doctor", "a stranger", "the judge", "her brother", "the teacher",
+    "a sailor", "the baker", "our guide", "the widow", "a child", "the king", "the porter", "Mr. Field", "Anna",
+    "Mrs. Long", "the librarian", "a soldier", "the gardener", "Peter", "the host", "one of us", "the machine",
 )
-ITEM_AFTER = (
-    ".", ".", ".", ".", "!", ";", ". Do not forget it.", ". Remember this.", " (so it was said).",
-    ", and nothing else.",
+SAID = (
+    "said that", "wrote that", "claimed that", "told us that", "knew that", "added that", "believes that", "shouted:",
+    "replied:", "noted:", "swore that", "thought that", "reported that", "had heard that", "muttered:", "repeated:",
 )
-ASK_CORE = (
-    "what is the {t} of {k}", "what is the {t} for {k}", "which {t} has {k}", "which {t} belongs to {k}",
-    "give the {t} of {k}", "give the {t} for {k}", "name the {t} of {k}", "tell me the {t} for {k}",
-    "what was the {t} for {k}", "find {k} and write its {t}", "look for {k}; which {t} goes with it",
-    "{k}: which {t}", "{t} of {k}", "the {t} for {k} is", "{k}", "do you recall the {t} of {k}",
-    "write the {t} that belongs to {k}", "{k} has which {t}",
+CLOSING = (
+    ".", ".", ".", ".", ".", ".", "!", ";", "", ". Do not forget it.", " (so it was said).", ", and nothing else.",
+    ". That is all.", ". Write it down.", ", as we know.", " -- no more.", ". So much for that.", ". Keep it.",
+    ". It may be of use.", ", they say.", "...", ". Nobody asked why.", " (see above).", ". This is important.",
+    ", once and for all.", ". It will be asked for.", " [end].", ". Let it be known.", ". Ask nobody else.", " .",
 )
-ASK_BEFORE = (
-    "", "", "", "", "", "", "Question: ", "From the text above: ", "According to the passage, ", "Answer briefly: ",
-    "Please, ", "In the text, ", "Now, ", "One more: ", "Read again. ", "Think of the text. ", "Q: ",
+PREPOSITION = (
+    "of", "for", "of", "for", "from", "in", "behind", "beside", "on", "under", "with", "at", "near", "about", "to",
+    "belonging to", "given to", "that goes with", "assigned to", "kept for", "linked to", "next to", "known for",
 )
-ASK_AFTER = (
-    "?", "?", "?", ".", ":", "", " in the text?", " above?", " according to the text?", " in this passage?",
-    " that was given?", " as it was written?", " in the story above?", " among all those lines?",
+IS = (
+    "is", "is", "is", "is", "was", "was", "is:", "was:", "reads", "equals", "became", "shows", "came to", "amounts to",
+    "stands at", "remains", "turned out to be", "is known to be", "has been fixed at", "must be", "will be",
+    "should be",
+    "has always been", "is now", "is called", "is simply", "is given as", "was set to", "was noted as", "appears as",
+    "is still", "is just", "is really", "is recorded as", "has become", "is none other than", "is said to be", ":", "=",
+    "is the following:", "is exactly", "seems to be", "used to be", "can only be", "was found to be", "ought to be",
 )
-PASSKEY_ITEM = (
-    " The {t} is {v}. Keep it in mind; {v} is the {t}.", " Keep this in mind: the {t} is {v}.",
-    " The {t} to be remembered is {v}. Do not forget it.", " Now, {v} is the {t}; say it to nobody.",
-    " The {t} is {v}.", " Let {v} be the {t}.", " The {t}: {v}.", " We chose {v} for the {t}. Remember {v}.",
+HAS = (
+    "has", "has", "holds", "carries", "bears", "keeps", "received", "shows", "wears", "owns", "got", "was given",
+    "was assigned", "goes with", "is paired with", "answers to", "corresponds to", "maps to", "stands beside", "hides",
+    "leads to", "gives", "yields", "means", "was seen with", "brought", "is marked with", "is filed under", "took",
+    "is joined to", "comes with", "needs", "prefers", "is followed by", "chose", "is labelled", "contains", "returns",
 )
-PASSKEY_ASK = (
-    "What is the {t}?", "What was the {t} in the text?", "Write the {t} that the text mentions.",
-    "Which {t} did the text mention?", "The {t} is", "Give me the {t}.", "{t}?", "Tell me the {t}, please.",
-    "Do you remember the {t}?",
+BELONGS = (
+    "belongs to", "was given to", "goes to", "stands for", "is for", "was assigned to", "is kept by", "came from",
+    "is what one finds under", "was written beside", "is reserved for", "marks", "opens", "is due to", "fits",
+    "was taken from", "is the sign of", "describes", "is found with", "was sent to", "leads to", "is owned by",
 )
-MULTI_CORE = (
-    "list every {t} of {k}", "{k} has several: write each {t} in order", "which {t}s belong to {k}",
-    "what are the {t}s of {k}", "name all {t}s for {k}", "all the {t}s for {k}", "give every {t} for {k}",
-    "find every {t} of {k}",
+SYMBOL = (
+    "{k}: {v}", "{k} = {v}", "{k} -> {v}", "{k} => {v}", "{k} | {v}", "{k} ({t}): {v}", "{k} / {v}", "{k}, {v}",
+    "{k} ... {v}", "{k} - {v}", "{k} :: {v}", "{k} ~ {v}", "{t} [ {k} ] = {v}", "{t}, {k}: {v}", "{v} <- {k}",
+    "{v} = {k}", "{v} ( {k} )", "{v}: {k}", "{v} | {k}", "{t} {k} {v}", "{t}: {k}, {v}", "{k} {t} {v}", "{k} {v}",
+    "set {k} to {v}", "let {k} be {v}", "give {v} to {k}", "put {v} beside {k}", "from {k} take {v}", "see {k} at {v}",
 )
-QUERY_CORE = (
-    "give the {t} for each of these: {k}", "what is the {t} of {k}, one after another", "look up every {t}: {k}",
-    "what are the {t}s for {k}", "write the {t}s of {k}, in this order", "the {t}s for {k}",
-    "name the {t} of each: {k}", "{k}: write each {t}",
+TITLE = (
+    "number", "code", "cipher", "figure", "value", "word", "token", "sign", "mark", "id", "entry", "sum", "price",
+    "tag", "answer", "name", "phrase", "reading", "score", "address", "ticket", "serial", "key", "amount", "symbol",
 )
-JSON_CORE = (
-    'find the key "{k}" in the data. Its value is', 'what is the value of the key "{k}"?', 'look up "{k}".',
-    'the key is "{k}"\nValue:', 'data["{k}"] =', 'return the value that belongs to "{k}".', '"{k}":',
-    'which value has "{k}"?', 'key "{k}", value', 'tell me what stands behind "{k}".', 'value of "{k}"',
-    'Read the entry "{k}".', 'what does "{k}" map to?', 'search for "{k}" and copy its value.',
-    'for "{k}" the object holds',
+TITLE_ADJECTIVE = (
+    "secret", "lost", "hidden", "old", "first", "second", "last", "official", "private", "real", "true", "new", "lucky",
+    "strange", "holy", "red", "little", "great", "ancient", "door", "ship's", "safe", "house", "blue", "royal", "final",
+)
+# before a question
+ASK_OPENING = (
+    "Question:", "From the text above:", "According to the passage,", "Answer briefly:", "Please,", "In the text,",
+    "Now,", "One more:", "Read again.", "Think of the text.", "Q:", "Task:", "Well then,", "Your turn:", "Next:",
+    "Going by what you have read,", "Using only the text,", "Look above.", "Use the story.", "So,", "Tell me:",
+    "A question about the text:", "Here is what I want:", "Quickly:", "Be careful.", "With the lines above in mind,",
+    "The text holds the answer.", "Do not explain.", "No other words.", "For the reader:", "Question 1.", "Then",
+    "Judging by the lines above,", "If you have read it all,", "Without guessing,", "From memory:", "Request:", "Hint:",
+    "Somewhere above it is said.", "Having read this,", "As the text says,", "Before we go on,", "User:", "Exam:",
+)
+ASK_CLOSING = (
+    "?", "?", "?", "?", "?", ".", ".", ":", "", " in the text?", " above?", " according to the text?", "!",
+    " in this passage?", " that was given?", " as it was written?", " in the story above?", " among all those lines?",
+    "? Answer:", "? Reply with nothing else.", ", please.", ", if you can.", " as told above.", " -- quickly!", "? =",
+    " (from the text).", "? Say no more.", "? Look it up.", "? It stands above.", " then?", "? Thank you.", " here?",
+    ". Only that.", ". Be exact.", "? Copy it.", " after all?", " in what you have read?", ": ...", " ->", " =",
+)
+WHAT = (
+    "what is", "what was", "which is", "what might be", "what would be", "what are", "what were", "which are",
+    "can you tell", "do you know", "do you recall", "could you say", "who knows", "what did they call", "where is",
+    "what did the text give as", "what do you have as", "what have we for", "how did one write", "what has become of",
+)
+SAY = (
+    "give", "give me", "name", "tell me", "write", "write down", "state", "print", "output", "return", "report",
+    "find", "look for", "look up", "repeat", "recall", "copy", "fetch", "show", "show me", "quote", "say", "search for",
+    "spell out", "I need", "I want", "we are looking for", "I am after", "I wonder about", "let me have", "list",
+    "let us hear", "remind me of", "bring me", "read out", "point out", "identify", "pick", "supply", "fill in",
+    "everybody asks for", "nobody told me", "it remains to find", "your task is to find", "the question is about",
+)
+HAVE_ASK = (
+    "has", "had", "goes with", "belongs to", "was given to", "stands for", "is for", "stands beside", "fits", "follows",
+    "was assigned to", "is found with", "is kept by", "comes with", "did we give to", "did the text give to", "marks",
+)
+QUANTITY = (
+    "", "", "", "", "every ", "all ", "each ", "all the ", "every single ", "the whole list of ",
+    "the complete set of ",
+    "any ", "one by one, the ", "as many as there are: ", "in order, the ", "everything: ", "both or more ",
+    "the full ",
 )
 JSON_HEAD = (
-    "Here is some data as JSON.\n", "JSON:\n", "Read this object; questions follow.\n", "", "The data:\n",
-    "An object with keys and values.\n", "data = ", "Table of keys:\n",
+    "Here is some data as JSON.\n", "JSON:\n", "Read this object; questions follow.\n", "", "", "The data:\n",
+    "An object with keys and values.\n", "data = ", "Table of keys:\n", "store:\n", "const map = ", "// pairs\n",
+    "What the machine keeps:\n", "dictionary ", "config\n", "begin ", "state <- ", "Pairs, in no order:\n", "Log: ",
+)
+JSON_CORE = (
+    "the value of {k}", "what stands behind {k}", "the entry {k}", "{k}", "key {k}, value", "what {k} maps to",
+    "what the object holds for {k}", "the string stored under {k}", "data[{k}]", "the partner of {k}",
+    "{k} and its value",
+    "whatever is filed under {k}", "the right side of {k}", "the pair with {k}", "map.get({k})", "the content of {k}",
 )
 CHAIN_CORE = (
     "write {n} keys as a chain, each beginning with the last word of the one before.",
     "follow the keys for {n} steps.", "make a chain of {n} keys.",
     "list {n} keys so that each starts where the last one ended.", "chain {n} keys by their words.",
-    "give {n} keys in a row, joined word to word.",
+    "give {n} keys in a row, joined word to word.", "{n} keys, please.", "go from key to key {n} times.",
     "name {n} keys; the next one starts with the word that ended the one before.", "build a row of {n} keys.",
-    "{n} keys, please.",
+    "put {n} of these end to end.", "walk along {n} keys.", "link {n} keys.", "continue for {n} keys.",
 )
 CHAIN_START = (
-    'Start with "{s}".', 'Begin at "{s}".', 'The chain starts with "{s}".', '"{s}" comes first.',
-    'First word: "{s}".', 'Start: "{s}".', 'Take "{s}" as the first word.', 'We start from "{s}".',
-    'Its first word is "{s}".', 'Go on from "{s}".',
+    'Start with "{s}".', 'Begin at "{s}".', 'The chain starts with "{s}".', '"{s}" comes first.', 'from "{s}"',
+    'First word: "{s}".', 'Start: "{s}".', 'Take "{s}" as the first word.', 'We start from "{s}".', 'start="{s}"',
+    'Its first word is "{s}".', 'Go on from "{s}".', 'It opens with "{s}".', 'The row begins with "{s}".',
+)
+CHAIN_END = (
+    'The last word is "{e}".', 'Stop at "{e}".', 'End with "{e}".', 'until "{e}"', 'It closes with "{e}".', 'end="{e}"',
+    'Go as far as "{e}".', 'to "{e}"', '"{e}" comes last.', 'Do not go beyond "{e}".', 'up to "{e}".', 'Halt at "{e}".',
 )
 CHAIN_HEAD = (
-    "Below are keys.\n", "A list of keys follows.\n", "Each line has a key of two words.\n", "",
-    "Many keys, in no order.\n", "These keys hang on the wall.\n", "Keys:\n",
-)
-PATH_LINE = (
-    "{a} is a {x} {p}. {y} can {g} from {a} to {b} by {m}.\n", "There is a {m} from {a} to {b}.\n",
-    "{a} is a {x} {p}. From {a} {y2} {g2} to {b} by {m}.\n",
-    "Whoever is in {a} can take the {m} that leads from {a} to {b}.\n", "The {m} from {a} goes to {b}.\n",
-    "From {a} there is only a {m} to {b}.\n", "In the {x} {p} of {a} a {m} leaves for {b}.\n",
-    "A {m} connects {a} to {b}.\n", "{y} can {g} from {a} to {b} by {m}.\n", "Leave {a} by {m} and arrive in {b}.\n",
-)
-PATH_CORE = (
-    "find the way from {a} to {b}", "how does one travel from {a} to {b}", "route from {a} to {b}",
-    "show every step from {a} to {b}", "go from {a} to {b}, step by step", "which way leads from {a} to {b}",
-    "travel from {a} to {b}", "write the route that begins in {a} and ends in {b}",
-    "I am in {a} and want to reach {b}. Which way", "plan a trip from {a} to {b}",
-)
-VARIABLE_CORE = (
-    "which variables hold the value {v}", "name every variable that equals {v}, in order",
-    "follow {v}: which variables have it", "variables with the value {v}", "list the variables that contain {v}",
-    "where did {v} go? Name the variables", "the value {v} is held by", "trace {v} through the variables",
-    "every variable equal to {v}",
-)
-LABEL_SEPARATOR = (
-    "->", "=>", "=", "is", "means", "--", "...", ";", ", thus", ">",
+    "Below are keys.\n", "A list of keys follows.\n", "Each line has a key of two words.\n", "", "", "Items:\n",
+    "Many keys, in no order.\n", "These keys hang on the wall.\n", "Keys:\n", "Pairs of words.\n", "The drawer:\n",
 )
 QUOTE = (
     "Continue this passage of the text:", "How does the text go on after this?", "Quote what follows:", "Go on:",
-    "What comes next in the text?", "Recite from here:", "These words stand in the text; continue:",
-    "The passage begins:",
+    "What comes next in the text?", "Recite from here:", "These words stand in the text; continue:", "Then?",
+    "The passage begins:", "Copy on from:", "Find these words and write what comes after them:", "Next words after",
 )
-TABLE_CORE = (
-    "write the table as tab separated values with the columns {c}", "turn the records into TSV ({c})",
-    "extract {c} of every record, tab separated, in order", "make a TSV of {c}", "columns: {c}. Write all rows",
-    "list {c} for each entry, one row each", "copy {c} row by row", "table with {c}, tabs between",
-)
-TITLE = (
-    "number", "number", "code", "cipher", "figure", "value", "word", "token", "sign", "mark", "id", "entry", "sum",
-    "price", "tag", "answer",
-)
-TITLE_ADJECTIVE = (
-    "secret", "special", "lost", "hidden", "old", "first", "second", "last", "official", "private", "real", "true",
-    "new", "lucky", "strange", "holy", "red", "little", "great", "ancient", "door", "ship's", "safe", "house",
-)
-CHAIN_END = (
-    'The last word is "{e}".', 'Stop at "{e}".', 'End with "{e}".', 'until "{e}"', 'It closes with "{e}".',
-    'Go as far as "{e}".', 'to "{e}"', '"{e}" comes last.',
-)
-# {b} becomes a copy of {a}; the first of each pair gives {a} its value
-ASSIGN = (
-    ("{a} = {v}", "{b} = {a}"),
-    ("let {a} = {v}", "let {b} = {a}"),
-    ("{a} := {v}", "{b} := {a}"),
-    ("{a} <- {v}", "{b} <- {a}"),
-    ("{v} -> {a}", "{a} -> {b}"),
-    ("{a} gets {v}", "{b} gets {a}"),
-    ("put {v} into {a}", "put {a} into {b}"),
-    ("{a} takes the value {v}", "{b} takes the value of {a}"),
-    ("{v} is written to {a}", "{a} is copied to {b}"),
-    ("variable {a} is {v}", "variable {b} is {a}"),
-    ("{a} holds {v}", "{b} holds the same as {a}"),
-    ("we call {v} by the name {a}", "we call {a} also by the name {b}"),
-    ("from {v} comes {a}", "from {a} comes {b}"),
-    ("{a} equals {v}", "{b} equals {a}"),
-)
-ASSIGN_ONE = (
-    "what was copied from {a}?", "which name comes after {a}?", "{a} went where?", "who took the value of {a}?",
-    "next after {a}:", "{a} ->",
-)
+# fmt: on

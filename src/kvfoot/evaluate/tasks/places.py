@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 
 from kvfoot.evaluate.tasks.split import Side
 
@@ -33,34 +34,61 @@ DEV_HEADS = _words("Aal Bjor Dro Eske Fred Gis Hjel Horn Kal Kris Lil Nak Od Rin
 DEV_TAILS = _words(
     "bro borg by dal ense ev foss fjord gard havn ik ing lev lund nes rup skog sted strand sund tved vig"
 )
-TEST_HEADS = _words(
+DEV2_HEADS = _words(
     "Ace Bra Civi Cre Fi Fossa Ga Gros La Livo Mate Mode Orvi Pado Pesa Ra Rieti So Tera Tri Ur Vare Ve"
 )
-TEST_TAILS = _words(
+DEV2_TAILS = _words(
     "dello fara gnano lana lerno lucca miglia mona nara nezza nova pavia rento sano sesto taro vena zzola"
 )
+TEST_HEADS = _words(
+    "Aga Bako Chi Dze Epo Gwe Imba Kago Kwa Lusi Mba Ngo Nyu Oga Rusa Sefi Tembo Uda Wiki Yao Zuma Itza Quetz Xala"
+)
+TEST_TAILS = _words(
+    "banga bweni dalla desi fwe gali huru kasu kondo langa lulu masi mbezi nkwe rani sekou tuka vembe wela zimu"
+)
+# the heads and tails of the sides that are held out
+HELD_OUT: dict[Side, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "dev": (DEV_HEADS, DEV_TAILS),
+    "dev2": (DEV2_HEADS, DEV2_TAILS),
+    "test": (TEST_HEADS, TEST_TAILS),
+}
 
 _FROM_TRAIN = re.compile(f"(?:{'|'.join(TRAIN_HEADS)})(?:{'|'.join(TRAIN_JOINTS)})?(?:{'|'.join(TRAIN_TAILS)})")
 _HELD_OUT = re.compile(
-    "|".join(
-        f"(?:{'|'.join(heads)})(?:{'|'.join(tails)}){{1,2}}"
-        for heads, tails in ((DEV_HEADS, DEV_TAILS), (TEST_HEADS, TEST_TAILS))
-    )
+    "|".join(f"(?:{'|'.join(heads)})(?:{'|'.join(tails)}){{1,2}}" for heads, tails in HELD_OUT.values())
 )
 _CONSONANTS = _words("b c d f g h j k l m n p r s t v w z br ch cr dr fl gr kl pr sh sk st th tr")
 _VOWELS = _words("a e i o u ai au ea ie oa ou")
 
 
-def _syllables(rng: random.Random) -> str:
+def syllables(rng: random.Random) -> str:
     """Two to four syllables of no language: keeps training from learning the two fixed grammars by heart."""
     count = rng.randint(2, 4)
     text = "".join(rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(count))
     return (text + (rng.choice("lmnrst") if rng.random() < 0.5 else "")).capitalize()
 
 
+Maker = Callable[[random.Random], str]
+
+
+def alike(rng: random.Random) -> Maker:
+    """A maker of training towns that share beginnings and ends: the goal of a route is told by its whole name only."""
+    heads = [rng.choice((rng.choice(TRAIN_HEADS), syllables(rng)[:5])) for _ in range(rng.randint(7, 24))]
+    tails = [rng.choice((*TRAIN_TAILS, *(word.lower() for word in TRAIN_HEADS))) for _ in range(rng.randint(7, 24))]
+
+    def make(rng: random.Random) -> str:
+        middle = rng.choice(tails) if rng.random() < 0.35 else ""
+        name = rng.choice(heads) + middle + rng.choice(tails)
+        if rng.random() < 0.1:
+            name = f"{rng.choice(TRAIN_BEFORE)} {name}" if rng.random() < 0.5 else f"{name} {rng.choice(TRAIN_AFTER)}"
+        return make(rng) if any(_HELD_OUT.fullmatch(word) for word in name.split()) else name
+
+    return make
+
+
 def _train(rng: random.Random) -> str:
     if rng.random() < 0.3:
-        base = _syllables(rng)
+        base = syllables(rng)
     else:
         joint = rng.choice(TRAIN_JOINTS) if rng.random() < 0.6 else ""
         base = rng.choice(TRAIN_HEADS) + joint + rng.choice(TRAIN_TAILS)
@@ -84,7 +112,7 @@ def made_up(rng: random.Random, side: Side) -> str:
     if side == "train":
         name = _train(rng)
         return made_up(rng, side) if any(_HELD_OUT.fullmatch(word) for word in name.split()) else name
-    heads, tails = (DEV_HEADS, DEV_TAILS) if side == "dev" else (TEST_HEADS, TEST_TAILS)
+    heads, tails = HELD_OUT[side]
     middle = rng.choice(tails) if rng.random() < 0.3 else ""
     name = rng.choice(heads) + middle + rng.choice(tails)
     return made_up(rng, side) if trainable(name) else name

@@ -23,8 +23,13 @@ from kvfoot.evaluate.tasks import (
 from kvfoot.evaluate.tasks.corpus import Corpus
 from kvfoot.evaluate.tasks.draw import Draw
 from kvfoot.evaluate.tasks.fit import fit
-from kvfoot.evaluate.tasks.phrases_eval import DEV, TEST
+from kvfoot.evaluate.tasks.phrases_eval import DEV, DEV2
+from kvfoot.evaluate.tasks.phrases_test import TEST
 from kvfoot.evaluate.tasks.sample import Category, Count, Draft, Metric, Sample
+from kvfoot.evaluate.tasks.split import Side
+from kvfoot.evaluate.tasks.wording import FixedWording
+
+WORDINGS: dict[Side, FixedWording] = {"dev": DEV, "dev2": DEV2, "test": TEST}
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,11 @@ class Task:
 
         count: tokens of a list of texts, added up, by the tokenizer of the model at hand.
         """
-        wording = {"dev": DEV, "test": TEST}.get(corpus.side)
+        wording = WORDINGS.get(corpus.side)
         if wording is None:
-            raise UsageError("the training side has no evaluation wording: read the corpus with side 'dev' or 'test'")
+            raise UsageError(
+                "the training side has no evaluation wording: read the corpus with side 'dev', 'dev2' or 'test'"
+            )
         for attempt in range(20):
             draw = Draw(f"{corpus.side}/{self.name}/{length}/{seed}/{index}/{attempt}", corpus, wording, count)
             shape = self.shape

@@ -24,12 +24,19 @@ class TableShape:
 
 
 def vary(draw: Draw, room: int) -> TableShape:
-    """3 to 48 rows, 2 to 4 columns and up to 2 not asked for; no notes, short ones, or (mostly) over the whole room."""
+    """3 to 48 rows, 2 to 5 columns and up to 3 not asked for; no notes, short ones, or (mostly) over the whole room."""
     note = draw.weighted({0: 0.12, 1: 0.28, 2: 0.6})
-    extra = draw.between(1, 2) if draw.chance(0.4) else 0
+    extra = draw.between(1, 3) if draw.chance(0.4) else 0
     rows = draw.between(3, 48) if draw.chance(0.7) else 40
     length = None if note == 2 else 0 if note == 0 else draw.log_between(4, 300)
-    return TableShape(rows, None, draw.between(2, 4), length, length is not None and draw.chance(0.5), extra)
+    return TableShape(
+        rows,
+        None,
+        draw.between(2, 5) if draw.chance(0.6) else 3,
+        length,
+        length is not None and draw.chance(0.5),
+        extra,
+    )
 
 
 def draft(draw: Draw, shape: TableShape, room: int) -> Draft | None:
@@ -44,6 +51,8 @@ def draft(draw: Draw, shape: TableShape, room: int) -> Draft | None:
     if shape.extra:
         asked = sorted(draw.shuffled(asked)[: -shape.extra])
     markup, ask = draw.wording.markup(draw, names), draw.wording.table(draw)
+    if not markup.named:  # nothing tells the columns apart: the question is for all of them
+        asked = list(range(len(kinds)))
 
     def record() -> list[str]:
         return [draw.value(kind) for kind in kinds]
@@ -61,7 +70,9 @@ def draft(draw: Draw, shape: TableShape, room: int) -> Draft | None:
     block = "".join(markup.render(cells, note) for cells, note in zip(records, notes, strict=True))
     units = tuple("\t".join(cells[column] for column in asked) + "\n" for cells in records)
     turn = Turn(ask.format(c=", ".join(names[column] for column in asked)), units)
-    return Draft("", (f"\n{block}",), (turn,), scatter=shape.filler, metadata={"rows": rows, "note": length})
+    return Draft(
+        "", (f"\n{markup.header}{block}",), (turn,), scatter=shape.filler, metadata={"rows": rows, "note": length}
+    )
 
 
 def _notes(draw: Draw, rows: int, tokens: int) -> list[str]:

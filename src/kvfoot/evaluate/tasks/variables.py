@@ -6,7 +6,6 @@ import itertools
 from dataclasses import dataclass
 
 from kvfoot.evaluate.tasks.draw import Draw
-from kvfoot.evaluate.tasks.phrases_train import ASSIGN_ONE
 from kvfoot.evaluate.tasks.sample import Draft, Turn
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -26,10 +25,11 @@ class VariableShape:
 
 def vary(draw: Draw, room: int) -> VariableShape:
     """A ladder: one hop to five, dense lists or filler, names of letters, words or numbered letters."""
-    hops = draw.weighted({1: 0.2, 2: 0.25, 3: 0.3, 4: 0.15, 5: 0.1})
-    chains = draw.log_between(1, max(2, min(40, room // (40 + 30 * hops))))
-    names = draw.weighted({"letters": 0.45, "short": 0.15, "word": 0.2, "numbered": 0.1, "words": 0.1})
-    return VariableShape(chains, hops, 64, names, draw.chance(0.6), draw.chance(0.25))
+    hops = draw.weighted({1: 0.5, 2: 0.4, 3: 0.1} if room < 700 else {1: 0.12, 2: 0.23, 3: 0.4, 4: 0.15, 5: 0.1})
+    most = max(2, min(60, room // (40 + 25 * hops)))
+    chains = draw.log_between(1, most) if draw.chance(0.5) else draw.between(most // 2, most)
+    names = draw.weighted({"letters": 0.5, "short": 0.15, "word": 0.15, "numbered": 0.12, "words": 0.08})
+    return VariableShape(chains, hops, 64, names, draw.chance(0.6), draw.chance(0.15))
 
 
 def _name(draw: Draw, kind: str) -> str:
@@ -50,7 +50,7 @@ def draft(draw: Draw, shape: VariableShape, room: int) -> Draft:
         stream += [wording.hop.format(a=a, b=b) for a, b in itertools.pairwise(chain)]
         streams.append(stream)
         if shape.single:
-            ask = draw.pick(ASSIGN_ONE) if draw.chance(0.4) else f"{draw.fragment()} {{a}} {draw.fragment(1, 3)}"
+            ask = f"{draw.fragment()} {{a}} {draw.fragment(1, 3)}"
             turns += [Turn(ask.format(a=a), (f" {b}",)) for a, b in itertools.pairwise(chain)]
         else:
             units = (f" {chain[0]}", *(f", {name}" for name in chain[1:]))

@@ -37,15 +37,23 @@ class Assignments(NamedTuple):
 
 
 class Markup(NamedTuple):
-    """One record of a table: the row, each cell, and the note (running text) that follows the cells."""
+    """One record of a table: the row, each cell, and the note (running text).
+
+    header: a line before the first record. at: the cell before which the note stands; None for after the last one.
+    named: whether the header or the cells tell the columns' names.
+    """
 
     row: str
     cells: tuple[tuple[str, str], ...]
     note: tuple[str, str]
+    header: str = ""
+    at: int | None = None
+    named: bool = True
 
     def render(self, values: list[str], note: str) -> str:
-        inside = "".join(before + value + after for (before, after), value in zip(self.cells, values, strict=True))
-        return f"{self.row}{inside}{self.note[0]}{note}{self.note[1]}\n"
+        parts = [before + value + after for (before, after), value in zip(self.cells, values, strict=True)]
+        parts.insert(len(parts) if self.at is None else self.at, f"{self.note[0]}{note}{self.note[1]}")
+        return f"{self.row}{''.join(parts)}\n"
 
 
 class Wording(Protocol):
@@ -53,7 +61,7 @@ class Wording(Protocol):
 
     def title(self, draw: Draw) -> str: ...
     def needle(self, draw: Draw) -> Lookup: ...
-    def passkey(self, draw: Draw) -> Lookup: ...
+    def passkey(self, draw: Draw, several: bool = False) -> Lookup: ...
     def passkey_title(self, draw: Draw) -> str: ...
     def multi_value(self, draw: Draw) -> Lookup: ...
     def multi_query(self, draw: Draw) -> Lookup: ...
@@ -95,7 +103,7 @@ class FixedWording:
     def needle(self, draw: Draw) -> Lookup:
         return draw.pick(self.needles)
 
-    def passkey(self, draw: Draw) -> Lookup:
+    def passkey(self, draw: Draw, several: bool = False) -> Lookup:
         return draw.pick(self.passkeys)
 
     def multi_value(self, draw: Draw) -> Lookup:

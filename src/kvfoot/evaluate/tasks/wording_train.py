@@ -1,115 +1,217 @@
-"""The training side's wording: templates combined from phrases_train, or *carriers* cut from books.
+"""The training side's wording: every document gets a phrasing composed of phrases_train and of fragments of books.
 
-With fixed templates a model learns the templates: held-out questions got worse while training went on (docs/recall.md).
-In a carrier the key is the only thing that an item and its question share, so that is what the model must use.
+With fixed templates a model learns the templates: held-out wording got worse while training went on, and most misses
+of the first release were misreadings (docs/decisions/0020). So a list holds words and not sentences, a family has
+thousands of forms, item and question are drawn apart, and often the key is all that they share.
 """
 
 from __future__ import annotations
 
 from kvfoot.evaluate.tasks import phrases_train as phrases
+from kvfoot.evaluate.tasks import records_train as records
 from kvfoot.evaluate.tasks.draw import Draw
 from kvfoot.evaluate.tasks.wording import Assignments, Listing, Lookup, Markup
 
-TRAVEL = {"go": "go", "travel": "travel", "get": "get", "ride": "ride"}
-TAGS = ["td", "li", "span", "p", "div", "i", "em", "h3", "a", "dd", "dt", "section"]
+WRAPS = ('"{k}"', "'{k}'", "[{k}]", "*{k}*", "<{k}>", "_{k}_", "({k})", "#{k}")
 
 
-def _maybe(draw: Draw, probability: float, text: str) -> str:
+def maybe(draw: Draw, probability: float, text: str) -> str:
     return text if draw.chance(probability) else ""
 
 
-def _capital(core: str, before: str) -> str:
-    starts = not before or before.endswith(". ")
-    return core[0].upper() + core[1:] if starts and core[0] != "{" else core
+def capital(text: str) -> str:
+    """The first letter large; entities stay as they are."""
+    return text[:1].upper() + text[1:] if text[:1].islower() else text
 
 
-def question(draw: Draw, cores: tuple[str, ...]) -> str:
-    """A beginning, a core and an ending."""
-    core, before = draw.pick(cores), draw.pick(phrases.ASK_BEFORE)
-    closed = core[-1] in ".?:=>" or core.endswith(("value", "is", "holds", "by"))
-    return before + _capital(core, before) + ("" if closed else draw.pick(phrases.ASK_AFTER))
+def sentence(draw: Draw, before: str, core: str, after: str) -> str:
+    """`before core after`, with a capital where a sentence begins, now and then in another case."""
+    text = f"{before} {core}" if before else core
+    if draw.chance(0.85) and (not before or before[-1] in ".!?"):
+        text = f"{before} {capital(core)}" if before else capital(core)
+    return text + after
 
 
-def carrier_ask(draw: Draw, key: str) -> str:
-    """A question of book fragments around `key`."""
-    before = _maybe(draw, 0.7, draw.fragment() + " ")
-    noun = draw.pick(("the {t} ", "{t} ", "{t}s ", "", ""))
-    link = draw.pick(("for ", "of ", "", "", "with "))
-    after = _maybe(draw, 0.6, " " + draw.fragment())
-    return before + noun + link + key + after + draw.pick(("?", "?", ".", ":", "", " is"))
+def opening(draw: Draw) -> str:
+    """What stands before a statement: nothing, a word of introduction, a speaker, or a fragment of a book."""
+    kind = draw.rng.random()
+    if kind < 0.4:
+        return ""
+    if kind < 0.65:
+        return draw.pick(phrases.OPENING)
+    if kind < 0.8:
+        return capital(f"{draw.pick(phrases.PERSON)} {draw.pick(phrases.SAID)}")
+    return draw.fragment() + draw.pick(("", "", ",", ":", ".", ";"))
 
 
-def carrier(draw: Draw) -> Lookup:
-    """An item and a question of book fragments; one in five states the value before the key."""
-    middle = draw.pick((":", " is", " is:", " =", " has", ","))
-    if draw.chance(0.8):
-        middle = " " + draw.fragment(1, 5) + draw.pick(("", "", ":", ",", " is", " is:", " ="))
-    before = _maybe(draw, 0.6, draw.fragment() + " ")
-    start = " " + before + draw.pick(("{t} ", "{t}s ", "", "")) + draw.pick(("for ", "of ", "", "", "with "))
-    body = "{k}" + middle + " {v}" if draw.chance(0.7) else "{v}" + middle + " {k}"
-    after = _maybe(draw, 0.4, " " + draw.fragment()) + draw.pick((".", ".", ".", "!", ";", ""))
-    return Lookup(start + body + after, carrier_ask(draw, "{k}"))
+def closing(draw: Draw) -> str:
+    if draw.chance(0.75):
+        return draw.pick(phrases.CLOSING)
+    return draw.pick((" ", ", ", ". ", "; ")) + draw.fragment() + draw.pick((".", ".", ""))
+
+
+def _verb(draw: Draw, verbs: tuple[str, ...]) -> str:
+    """One of the verbs, a word of the lists as a verb, or a fragment."""
+    kind = draw.rng.random()
+    if kind < 0.7:
+        return draw.pick(verbs)
+    return f"{draw.word()}s" if kind < 0.8 else draw.fragment(1, 4)
+
+
+def _titled(draw: Draw, weight: float = 0.75) -> str:
+    """`the {t} ` with another article, or nothing."""
+    return maybe(
+        draw, weight, draw.pick(("the ", "the ", "a ", "one ", "its ", "", "that ", "this ", "some ")) + "{t} "
+    )
+
+
+def statement(draw: Draw) -> str:
+    """A clause with {k} and {v}, and mostly {t}. In about a third of them the value comes first."""
+    kind = draw.rng.random()
+    preposition = draw.pick(phrases.PREPOSITION)
+    if kind < 0.24:
+        return f"{_titled(draw, 0.9) or 'what stands '}{preposition} {{k}} {_verb(draw, phrases.IS)} {{v}}"
+    if kind < 0.42:
+        return f"{{k}} {_verb(draw, phrases.HAS)} {_titled(draw, 0.6)}{{v}}"
+    if kind < 0.5:
+        before = draw.pick(("for", "with", "at", "beside", "as for", "under"))
+        return f"{before} {{k}}, {_titled(draw)}{_verb(draw, phrases.IS)} {{v}}"
+    if kind < 0.6:
+        return f"{{v}} {_verb(draw, phrases.IS)} {_titled(draw)}{preposition} {{k}}"
+    if kind < 0.68:
+        return f"{_titled(draw, 0.6)}{{v}} {_verb(draw, phrases.BELONGS)} {{k}}"
+    if kind < 0.8:
+        return draw.pick(phrases.SYMBOL)
+    middle = draw.fragment(1, 5) + draw.pick(("", "", "", ":", ",", " is", " =", " has"))
+    body = f"{{k}} {middle} {{v}}" if draw.chance(0.6) else f"{{v}} {middle} {{k}}"
+    return draw.pick(("", "", "{t} ", "the {t} ", "{t} of ", "for ")) + body
+
+
+def item(draw: Draw) -> str:
+    """A statement between book sentences: ` Opening: the {t} of {k} is {v}.`"""
+    return " " + sentence(draw, opening(draw), statement(draw), closing(draw))
+
+
+def clause(draw: Draw, core: str) -> str:
+    """A question or a request around a noun phrase, with its beginning and its end; it may also be cut from books.
+
+    No entity begins it, so that each keeps its leading space.
+    """
+    kind = draw.rng.random()
+    before = draw.pick(phrases.ASK_OPENING) if draw.chance(0.4) else ""
+    if draw.chance(0.1):
+        before = draw.fragment(2, 8) + draw.pick((".", ",", ":", "?"))
+    if kind < 0.3:
+        body = f"{draw.pick(phrases.WHAT)} {core}"
+    elif kind < 0.6:
+        body = f"{draw.pick(phrases.SAY)} {core}"
+    elif kind < 0.75:
+        body = core + draw.pick(("", "", " is", " was", " reads", " --"))
+    else:
+        body = draw.fragment() + " " + core + maybe(draw, 0.6, " " + draw.fragment())
+    after = draw.pick(phrases.ASK_CLOSING)
+    if draw.chance(0.12):
+        after = " " + draw.fragment() + draw.pick(("?", ".", ":", ""))
+    text = sentence(draw, before, body, after)
+    return f"{draw.pick(('Now', 'And', 'Then', 'So', 'Here:'))} {text}" if text.startswith("{") else text
+
+
+def ask(draw: Draw, titled: float = 0.7) -> str:
+    """A question about {k}."""
+    kind = draw.rng.random()
+    title = maybe(draw, titled, draw.pick(("the ", "the ", "", "that ")) + "{t}" + draw.pick(("", "", "", "s")))
+    quantity = draw.pick(phrases.QUANTITY)
+    preposition = draw.pick(phrases.PREPOSITION)
+    if kind < 0.5:
+        core = f"{quantity}{title} {preposition} {{k}}" if title else f"{quantity}what stands {preposition} {{k}}"
+    elif kind < 0.65:
+        core = f"which {quantity}{title.removeprefix('the ')} {draw.pick(phrases.HAVE_ASK)} {{k}}"
+    elif kind < 0.75:
+        core = f"{draw.pick(('for', 'about', 'take', 'under', 'as to', 'see', 'now'))} {{k}}, {quantity}{title}"
+    elif kind < 0.85:
+        core = f"{quantity}{title} {{k}}"
+    else:
+        core = f"{draw.fragment(1, 4)} {quantity}{{k}} {title}"
+    return clause(draw, " ".join(core.split()))
 
 
 class TrainWording:
-    """See `Wording`. Roughly half of the lookups use carriers."""
+    """See `Wording`. Half of the questions have the same title as the items; the others none, or another one."""
 
     def title(self, draw: Draw) -> str:
         kind = draw.rng.random()
-        adjectives: list[str] = []
-        if 0.3 <= kind < 0.65 or kind >= 0.85:
-            adjectives.append(draw.pick(phrases.TITLE_ADJECTIVE))
-        if kind >= 0.65:
-            adjectives.append(draw.adjective())
-        return " ".join([*adjectives, draw.pick(phrases.TITLE)])
+        words = []
+        if 0.3 <= kind < 0.65:
+            words.append(draw.pick(phrases.TITLE_ADJECTIVE))
+        if kind >= 0.55:
+            words.append(draw.adjective())
+        words.append(draw.pick(phrases.TITLE) if draw.chance(0.7) else draw.noun())
+        return " ".join(words)
 
     def passkey_title(self, draw: Draw) -> str:
         first = draw.pick(phrases.TITLE_ADJECTIVE) if draw.chance(0.5) else draw.adjective()
-        return f"{first} {draw.pick(phrases.TITLE) if draw.chance(0.7) else draw.noun()}"
+        if draw.chance(0.15):
+            first = draw.noun()
+        return f"{first} {draw.pick(phrases.TITLE) if draw.chance(0.6) else draw.noun()}"
+
+    def _other(self, draw: Draw, text: str) -> str:
+        """Now and then the question calls the thing by another name: only the key decides."""
+        return text.replace("{t}", draw.pick(phrases.TITLE)) if draw.chance(0.25) else text
 
     def needle(self, draw: Draw) -> Lookup:
-        if draw.chance(0.55):
-            return carrier(draw)
-        core, before = draw.pick(phrases.ITEM_CORE), draw.pick(phrases.ITEM_BEFORE)
-        item = " " + before + _capital(core, before) + draw.pick(phrases.ITEM_AFTER)
-        return Lookup(item, question(draw, phrases.ASK_CORE))
+        found = self.multi_query(draw)
+        if draw.chance(0.15):
+            wrap = draw.pick(WRAPS)
+            found = Lookup(*(text.replace("{k}", wrap) for text in found))
+        return found
 
-    def passkey(self, draw: Draw) -> Lookup:
-        if draw.chance(0.65):
-            item, ask = carrier(draw)
-            return Lookup(item.replace("{t} ", "").replace("{k}", "the {t}"), ask.replace("{k}", "the {t}"))
-        return Lookup(draw.pick(phrases.PASSKEY_ITEM), draw.pick(phrases.PASSKEY_ASK))
-
-    def _several(self, draw: Draw, cores: tuple[str, ...]) -> Lookup:
-        item = self.needle(draw).item
-        if draw.chance(0.45):
-            every = draw.pick(("every ", "all ", "", ""))
-            return Lookup(item, carrier_ask(draw, every + "{k}"))
-        return Lookup(item, question(draw, cores))
+    def passkey(self, draw: Draw, several: bool = False) -> Lookup:
+        """{t} names the thing. A single one (`several` false) may be asked for by another name, or by none."""
+        name = draw.pick(("the {t}", "the {t}", "our {t}", "a {t}", "this {t}", "my {t}"))
+        body = statement(draw).replace("{t}", draw.pick(phrases.TITLE)).replace("{k}", name)
+        if draw.chance(0.5):
+            body = draw.pick((f"{name} {_verb(draw, phrases.IS)} {{v}}", f"{{v}} {_verb(draw, phrases.IS)} {name}"))
+        text = " " + sentence(draw, opening(draw), body, closing(draw))
+        if draw.chance(0.35):  # said twice
+            again = draw.pick(
+                (f"{{v}} is {name}", f"{name} is {{v}}", "Again: {v}", "It is {v}", "I repeat: {v}", "Yes, {v}")
+            )
+            text += " " + capital(again) + draw.pick((".", ".", "!", ", mind you."))
+        question = ask(draw, 0.3)
+        question = question.replace("{t}", draw.pick(phrases.TITLE)).replace(
+            "{k}", "{t}" if draw.chance(0.4) else "the {t}"
+        )
+        if not several and draw.chance(0.35):
+            question = question.replace("{t}", draw.pick((self.passkey_title(draw), draw.pick(phrases.TITLE))))
+        return Lookup(text, question)
 
     def multi_value(self, draw: Draw) -> Lookup:
-        return self._several(draw, phrases.MULTI_CORE)
+        return self.needle(draw)
 
     def multi_query(self, draw: Draw) -> Lookup:
-        return self._several(draw, phrases.QUERY_CORE)
+        return Lookup(item(draw), self._other(draw, ask(draw)))
 
     def json(self, draw: Draw) -> Lookup:
-        ask = f'{draw.fragment()} "{{k}}" {draw.fragment()}' if draw.chance(0.4) else question(draw, phrases.JSON_CORE)
-        return Lookup(draw.pick(phrases.JSON_HEAD), ask)
+        core = draw.pick(phrases.JSON_CORE).replace("{k}", '"{k}"')
+        return Lookup(draw.pick(phrases.JSON_HEAD), clause(draw, core))
 
     def chain(self, draw: Draw) -> Listing:
         label = ""
         if draw.chance(0.75):
             words = [draw.word().capitalize() if draw.chance(0.6) else draw.word() for _ in range(draw.between(1, 3))]
-            label = " ".join(words) + draw.pick((": ", " ", " = ", " is ", ", ", " - "))
-        core = question(draw, phrases.CHAIN_CORE)
+            label = " ".join(words) + draw.pick((": ", " ", " = ", " is ", ", ", " - ", ":", " > "))
+        core = draw.pick(phrases.CHAIN_CORE)
+        if draw.chance(0.35):
+            core = (
+                f"{draw.pick(phrases.SAY)} {{n}} {draw.pick(('keys', 'pairs', 'items', 'entries'))} {draw.fragment()}."
+            )
+        core = sentence(draw, draw.pick(phrases.ASK_OPENING) if draw.chance(0.4) else "", core, "")
         start = draw.pick(phrases.CHAIN_START)
         if draw.chance(0.5):
             start = f'{draw.fragment()} "{{s}}" {draw.fragment(1, 3)}'
         parts = [core, start]
-        if draw.chance(0.65):
-            end = draw.pick(phrases.CHAIN_END) if draw.chance(0.5) else f'{draw.fragment(1, 3)} "{{e}}".'
-            parts.append(end)
+        if draw.chance(0.7):
+            parts.append(draw.pick(phrases.CHAIN_END) if draw.chance(0.5) else f'{draw.fragment(1, 4)} "{{e}}".')
         if draw.chance(0.2):
             parts = parts[1:]
         elif draw.chance(0.4):
@@ -117,98 +219,20 @@ class TrainWording:
         return Listing(draw.pick(phrases.CHAIN_HEAD), label, " ".join(parts))
 
     def path(self, draw: Draw) -> Lookup:
-        go = draw.pick(list(TRAVEL))
-        adjective = draw.adjective() if draw.chance(0.4) else draw.pick(("quiet", "small", "fine", "rich", "remote"))
-        if draw.chance(0.6):
-            line = (
-                f"{draw.fragment(1, 4)} {{a}} {draw.fragment(1, 4)} {{b}} {draw.pick(('by', 'with a', 'the'))} {{m}}.\n"
-            )
-            kind = draw.rng.random()
-            if kind < 0.3:
-                line = f"{draw.fragment(1, 4)} {{a}} {draw.fragment(1, 2)} {{m}} {draw.fragment(1, 4)} {{b}}.\n"
-            elif kind < 0.5:
-                line = f"{draw.fragment(1, 3)} {{m}} {draw.fragment(1, 3)} {{a}} {draw.fragment(1, 3)} {{b}}.\n"
-        else:
-            line = draw.pick(phrases.PATH_LINE)
-            person, people = (
-                draw.pick(("One", "We", "People", "Anyone", "Travellers")),
-                draw.pick(("one", "you", "people")),
-            )
-            place = draw.pick(("town", "city", "place", "village", "port", "county"))
-            for mark, text in (("x", adjective), ("p", place), ("y", person), ("y2", people), ("g", go), ("g2", go)):
-                line = line.replace("{" + mark + "}", text)
-        ask = f"{draw.fragment()} from {{a}} to {{b}} {draw.fragment()}"
-        kind = draw.rng.random()
-        if kind < 0.2:
-            ask = f"{draw.fragment()} {{a}} {draw.fragment(1, 4)} {{b}} {draw.pick(('.', '?', draw.fragment()))}"
-        elif kind < 0.7:
-            ask = question(draw, phrases.PATH_CORE)
-        return Lookup(line, ask)
+        return Lookup(records.road(draw), clause(draw, records.trip(draw)))
 
     def variables(self, draw: Draw) -> Assignments:
-        if draw.chance(0.3):
-            base, hop = draw.pick(phrases.ASSIGN)
-            if draw.chance(0.5):  # a word in capitals before every name, so that not all that is in capitals is a name
-                mark = draw.pick(("LET", "NAME", draw.word().upper(), draw.word().capitalize(), draw.word()))
-                base, hop = (text.replace("{a}", mark + " {a}").replace("{b}", mark + " {b}") for text in (base, hop))
-            end = draw.pick((".", ".", ";", ",", "\n"))
-            base, hop = f" {base}{end}", f" {hop}{end}"
-        else:
-            parts = [
-                _maybe(draw, 0.6, draw.fragment(1, 3) + " "),
-                draw.fragment(1, 4),
-                _maybe(draw, 0.5, " " + draw.fragment(1, 3)),
-            ]
-            order = ("{b}", "{a}") if draw.chance(0.7) else ("{a}", "{b}")
-            hop = f" {parts[0]}{order[0]} {parts[1]} {order[1]}{parts[2]}."
-            value = draw.fragment(1, 4) if draw.chance(0.4) else parts[1]
-            names = [{"{b}": "{a}", "{a}": "{v}"}[name] for name in order]
-            base = f" {parts[0]}{names[0]} {value} {names[1]}{parts[2]}."
-        ask = f"{draw.fragment()} {{v}} {draw.fragment()}"
-        if draw.chance(0.55):
-            ask = question(draw, phrases.VARIABLE_CORE)
-        return Assignments(base, hop, ask)
+        base, hop = records.assignment(draw)
+        return Assignments(base, hop, clause(draw, records.holders(draw)))
 
     def labels(self, draw: Draw) -> str:
-        return "{w} " + (draw.pick(phrases.LABEL_SEPARATOR) if draw.chance(0.4) else draw.fragment(1, 3))
+        return records.label(draw)
 
     def quote(self, draw: Draw) -> str:
-        return draw.pick(phrases.QUOTE) if draw.chance(0.7) else draw.fragment() + ":"
+        return draw.pick(phrases.QUOTE) if draw.chance(0.5) else clause(draw, draw.fragment(1, 3)).rstrip(".?") + ":"
 
     def markup(self, draw: Draw, columns: list[str]) -> Markup:
-        """Random tags around cells and notes; a third of the cells name their column."""
-        tags = [draw.pick(TAGS) for _ in range(2)]
-        row = self._opening(draw, tags)[0] if draw.chance(0.7) else draw.pick(("", "* ", "Record\n", "--- ", "Next: "))
-        cells = []
-        named = draw.pick(("", "", "<{t}>{c}</{t}>", "{c}: ", "{c} = ", "{c}\t", "<{t}>{c}</{t}>\n", "- {c}: "))
-        before, after = self._opening(draw, tags)
-        for column in columns:
-            if draw.chance(0.15):
-                before, after = self._opening(draw, tags)
-            cells.append((named.format(t=tags[0], c=column) + before, after))
-        note = (
-            draw.pick(("", "<p>", "<small>", "\n", " - ", "(")),
-            draw.pick(("", "</p>", "</div>", "\n", "</li>", ")")),
-        )
-        return Markup(row + draw.pick(("", "\n")), tuple(cells), note)
-
-    def _opening(self, draw: Draw, tags: list[str]) -> tuple[str, str]:
-        tag = draw.pick([*tags, draw.word()])
-        return draw.pick(
-            (
-                (f"<{tag}>", f"</{tag}>"),
-                (f'<{tag} class="{draw.word()}">', f"</{tag}>\n"),
-                (f"<{tag}>\n<{draw.pick(TAGS)}>", f"</{tag}>\n"),
-                (f'{draw.word()}="', '" '),
-                ("[", "]"),
-                ("*", "*\n"),
-                (f"[{draw.word()}|", "]"),
-                (f'<{tag} id="{draw.number(1, 3)}">', f"</{tag}> "),
-                ("", "\n"),
-            )
-        )
+        return records.markup(draw, columns)
 
     def table(self, draw: Draw) -> str:
-        if draw.chance(0.3):
-            return f"{draw.fragment()} {{c}} {draw.fragment()}"
-        return question(draw, phrases.TABLE_CORE)
+        return clause(draw, records.columns(draw))

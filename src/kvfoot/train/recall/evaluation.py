@@ -41,7 +41,7 @@ CELLS: dict[str, tuple[tuple[int, ...], int]] = {
     "table": ((4, 8, 16), 1),
     "quote": ((8, 16), 4),
 }
-HEAD_TASKS = ("keys16", "multivalue", "json-uuids", "variables", "chain", "path", "table")
+HEAD_TASKS = ("keys16", "multivalue", "multiquery", "json-uuids", "variables", "labels", "chain", "path", "table")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from kvfoot.core.errors import UsageError
 from kvfoot.evaluate.tasks.corpus import read_corpus
 from kvfoot.evaluate.tasks.registry import find_task
+from kvfoot.evaluate.tasks.split import Side
 from kvfoot.evaluate.tasks.wording_train import TrainWording
 from kvfoot.train.recall.books import encode_books
 from kvfoot.train.recall.checkpoint import load_model, load_state, save_model, save_state
@@ -29,7 +30,9 @@ from kvfoot.train.recall.scores import Encoded, run, score
 from kvfoot.train.recall.vocab import save_tokenizer, train_tokenizer
 from kvfoot.train.recall.writer import ANSWER, BOOK, FILLER, Writer
 
-PROBES = ("keys4", "keys16", "json-uuids", "multivalue", "variables", "chain", "path", "table")
+DEV_SIDES: tuple[Side, ...] = ("dev", "dev2")
+PROBES = ("passkey", "keys16", "multivalue", "multiquery", "variables", "chain", "path", "table")
+LONG_PROBES = ("keys16", "variables", "chain", "path", "table")
 CODES = {"filler": FILLER, "book": BOOK, "answer": ANSWER}
 Say = Callable[[str], None]
 
@@ -81,27 +84,27 @@ def prepare_writer(options: RecallOptions, plan: Plan, say: Say) -> Writer:
 
 
 class Probe:
-    """A few dev samples, made in the background, scored now and then: the early warning of a bad recipe."""
+    """A few samples of the dev sides, made in the background, scored now and then: the warning of a bad recipe."""
 
     def __init__(self, options: RecallOptions, plan: Plan, tokenizer: Tokenizer) -> None:
         longest = max(length for phase in plan.phases for length in phase.lengths)
-        self.jobs = [(name, 8192, 12, 7) for name in PROBES if longest >= 8192]
-        self.jobs = [("keys4", 2048 if longest >= 2048 else 512, 16, 7), *self.jobs]
-        if longest >= 16384:
-            self.jobs += [
-                (name, 16384, 8, 7) for name in ("keys16", "multivalue", "variables", "chain", "path", "table")
-            ]
-        material = Material(read_corpus(options.data, "dev"), tokenizer)
+        self.jobs: list[tuple[Side, str, int, int]] = [("dev", "keys4", 2048 if longest >= 2048 else 512, 16)]
+        self.jobs += [(side, name, 8192, 8) for side in DEV_SIDES for name in PROBES if longest >= 8192]
+        self.jobs += [("dev2", name, 16384, 6) for name in LONG_PROBES if longest >= 16384]
+        used = {side for side, *_ in self.jobs}
+        material = {side: Material(read_corpus(options.data, side), tokenizer) for side in used}
+        jobs = [(material[side].make, (name, length, count, 7)) for side, name, length, count in self.jobs]
         self.pool = multiprocessing.get_context("fork").Pool(2, one_thread) if options.workers else None
-        self.made: Callable[[], list[list[Encoded]]] = lambda: [material.make(job) for job in self.jobs]
+        self.made: Callable[[], list[list[Encoded]]] = lambda: [make(job) for make, job in jobs]
         if self.pool:
-            self.made = self.pool.map_async(material.make, self.jobs, chunksize=1).get
+            waiting = [self.pool.apply_async(make, (job,)) for make, job in jobs]
+            self.made = lambda: [result.get() for result in waiting]
 
     def scores(self, net: Net) -> dict[str, float]:
         found = {}
-        for (name, length, _, _), samples in zip(self.jobs, self.made(), strict=True):
+        for (side, name, length, _), samples in zip(self.jobs, self.made(), strict=True):
             result = score(run(net, samples, length, max(1, 65536 // length)), find_task(name).metric)
-            found[f"{name}@{length // 1024 or length}"] = round(result.score, 3)
+            found[f"{name}@{length // 1024 or length}/{side}"] = round(result.score, 3)
         return found
 
 

@@ -63,26 +63,34 @@ class Mix:
 
 START = Mix(
     "start",
-    0.15,
+    0.12,
     {
-        "needles": 0.22, "passkey": 0.04, "multivalue": 0.05, "multiquery": 0.03, "json": 0.16, "copying": 0.05,
-        "chain": 0.10, "path": 0.08, "variables": 0.10, "table": 0.09, "labels": 0.04, "quote": 0.03,
+        "needles": 0.24, "passkey": 0.03, "multivalue": 0.06, "multiquery": 0.03, "json": 0.24, "copying": 0.06,
+        "chain": 0.06, "path": 0.07, "variables": 0.12, "table": 0.07, "labels": 0.04, "quote": 0.01,
     },
 )  # fmt: skip
 MAIN = Mix(
     "main",
-    0.22,
+    0.17,
     {
-        "needles": 0.12, "passkey": 0.02, "multivalue": 0.12, "multiquery": 0.04, "json": 0.12, "chain": 0.12,
-        "path": 0.12, "variables": 0.17, "table": 0.13, "labels": 0.02, "quote": 0.02,
+        "needles": 0.13, "passkey": 0.04, "multivalue": 0.12, "multiquery": 0.06, "json": 0.09, "chain": 0.08,
+        "path": 0.12, "variables": 0.19, "table": 0.13, "labels": 0.04, "quote": 0.03,
     },
 )  # fmt: skip
 TAIL = Mix(
     "tail",
     0.15,
     {
-        "needles": 0.06, "passkey": 0.02, "multivalue": 0.20, "multiquery": 0.03, "json": 0.07, "chain": 0.12,
-        "path": 0.13, "variables": 0.17, "table": 0.20,
+        "needles": 0.08, "passkey": 0.04, "multivalue": 0.15, "multiquery": 0.06, "json": 0.07, "chain": 0.11,
+        "path": 0.14, "variables": 0.19, "table": 0.18, "labels": 0.03, "quote": 0.02,
     },
 )  # fmt: skip
-MIXES = {mix.name: mix for mix in (START, MAIN, TAIL)}
+FINISH = Mix(
+    "finish",
+    0.12,
+    {
+        "needles": 0.08, "passkey": 0.06, "multivalue": 0.18, "multiquery": 0.12, "json": 0.03, "chain": 0.07,
+        "path": 0.20, "variables": 0.12, "table": 0.22, "labels": 0.02, "quote": 0.01,
+    },
+)  # fmt: skip
+MIXES = {mix.name: mix for mix in (START, MAIN, TAIL, FINISH)}

@@ -32,7 +32,7 @@ class Recipe:
     """Optimizer, loss weights and schedule. Learning rates and momenta as in docs/recall.md."""
 
     plan: str = "recall"
-    minutes: float = 10.0
+    minutes: float = 14.5
     seed: int = 0
     batch: int = 131_072
     parts: int = 8
@@ -42,9 +42,9 @@ class Recipe:
     warm: int = 60
     qk_gain: float = 1.4
     answer_weight: float = 4.0
-    filler_weight: float = 0.5
-    book_weight: float = 1.0
-    whole: float = 0.5
+    filler_weight: float = 0.25
+    book_weight: float = 0.5
+    whole: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class RecallOptions:
     piece_minutes: float = 0.0
     resume: bool = False
     yes: bool = False
-    kill_after: float = 90.0
-    probe_every: float = 60.0
+    kill_after: float = 120.0
+    probe_every: float = 90.0
     log_every: int = 100
     stop_step: int = 0
     start_from: Path | None = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from kvfoot.core.errors import UsageError, did_you_mean
-from kvfoot.train.recall.mix import MAIN, START, TAIL, Mix
+from kvfoot.train.recall.mix import FINISH, MAIN, START, TAIL, Mix
 from kvfoot.train.recall.options import Recipe
 
 # training tokens a second by length, H100 80GB, bf16, compiled; all 24 heads full
@@ -39,7 +39,18 @@ class Schedule:
 
 
 PLANS: dict[str, Schedule] = {
+    # the released one: every head free, the rates fall inside the run
     "recall": Schedule(
+        (
+            Phase(0.08, {512: 0.6, 1024: 0.4}, START),
+            Phase(0.30, {2048: 1.0}, MAIN),
+            Phase(0.53, {8192: 0.6, 2048: 0.4}, MAIN),
+            Phase(0.82, {16384: 0.6, 4096: 0.4}, MAIN),
+            Phase(1.00, {16384: 0.5, 8192: 0.3, 4096: 0.2}, TAIL),
+        )
+    ),
+    # labour divided among heads (docs/decisions/0021)
+    "routes": Schedule(
         (
             Phase(0.035, {512: 1.0}, START, 1.0),
             Phase(0.22, {2048: 1.0}, MAIN, 1.0),
@@ -48,18 +59,8 @@ PLANS: dict[str, Schedule] = {
             Phase(1.00, {16384: 0.6, 8192: 0.25, 4096: 0.15}, TAIL, 0.0),
         )
     ),
-    # not run yet: every head free from the start (docs/decisions/0020, what to try next)
-    "free": Schedule(
-        (
-            Phase(0.035, {512: 1.0}, START),
-            Phase(0.22, {2048: 1.0}, MAIN),
-            Phase(0.45, {8192: 0.75, 2048: 0.25}, MAIN),
-            Phase(0.80, {16384: 0.7, 4096: 0.3}, MAIN),
-            Phase(1.00, {16384: 0.6, 8192: 0.25, 4096: 0.15}, TAIL),
-        )
-    ),
     # from a finished or unfinished model: the weak families, long contexts, every head free, falling rates
-    "tail": Schedule((Phase(1.00, {16384: 0.5, 8192: 0.3, 4096: 0.2}, TAIL),), decay_from=0.0),
+    "tail": Schedule((Phase(1.00, {16384: 0.4, 8192: 0.35, 4096: 0.25}, FINISH),), decay_from=0.0),
     "tiny": Schedule((Phase(0.5, {256: 1.0}, START, 1.0), Phase(1.0, {512: 0.5, 256: 0.5}, MAIN, 0.5))),
 }
 
