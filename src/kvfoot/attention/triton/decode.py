@@ -109,7 +109,7 @@ def launch(head_size: int, dtype: torch.dtype) -> Launch:
         return Launch(entries=32, warps=4, stages=3, per_sm=2, registers=240)
     if head_size <= 64:
         return Launch(entries=64, warps=4, stages=4, per_sm=3, registers=168)
-    return Launch(entries=32, warps=4, stages=4, per_sm=4, registers=128)
+    return Launch(entries=64, warps=8, stages=3, per_sm=2, registers=128)
 
 
 def programs(how: Launch, device: torch.device) -> int:
