@@ -106,8 +106,10 @@ def launch(head_size: int, dtype: torch.dtype) -> Launch:
     if head_size > 128 and dtype == torch.float32:
         return Launch(entries=16, warps=8, stages=2, per_sm=2)
     if head_size > 128 or dtype == torch.float32:
-        return Launch(entries=32, warps=4, stages=3, per_sm=2)
-    return Launch(entries=64 if head_size <= 64 else 32, warps=4, stages=4, per_sm=4, registers=128)
+        return Launch(entries=32, warps=4, stages=3, per_sm=2, registers=240)
+    if head_size <= 64:
+        return Launch(entries=64, warps=4, stages=4, per_sm=3, registers=168)
+    return Launch(entries=64, warps=8, stages=3, per_sm=2, registers=128)
 
 
 def programs(how: Launch, device: torch.device) -> int:
