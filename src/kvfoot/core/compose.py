@@ -118,8 +118,25 @@ class Over(Reader):
             raise UsageError(f"{self.name}: {line}") from None
 
 
-def compose(name: str, options: Mapping[str, Any], kinds: Mapping[str, type[Method]], build: Build) -> Over:
+def _divided(name: str, options: Mapping[str, Any], kinds: Mapping[str, type[Method]], build: Build) -> Method:
+    """`adakv+evictor`: alpha is the division's, all else the evictor's."""
+    first, evicts = name.split(PLUS)
+    own: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    for key, value in options.items():
+        part, dot, option = key.partition(".")
+        if dot and part not in (first, evicts):
+            raise UsageError(f"{name} has no part {part!r}: {key} begins with {first}. or {evicts}.")
+        (own if key in ("alpha", f"{first}.alpha") else given)[option if dot else key] = value
+    alpha = build(first, own)
+    divided: Method = kinds[first].over(build(evicts, given), {"alpha": alpha.alpha})  # type: ignore[attr-defined]
+    return divided
+
+
+def compose(name: str, options: Mapping[str, Any], kinds: Mapping[str, type[Method]], build: Build) -> Method:
     """`reader+evictor` with options: a name that one of the two has, or `part.name`. Raises UsageError.
+
+    `adakv+evictor` divides a layer's budget by the evictor's scores.
 
     kinds: registered methods; build: one of them by name with its own options.
     """
@@ -130,6 +147,8 @@ def compose(name: str, options: Mapping[str, Any], kinds: Mapping[str, type[Meth
         if part not in kinds:
             raise UsageError(f"method {name!r}: unknown method {part!r}{did_you_mean(part, list(kinds))}")
     reads, evicts = parts
+    if hasattr(kinds[reads], "over"):
+        return _divided(name, options, kinds, build)
     if not issubclass(kinds[reads], Reader) or issubclass(kinds[evicts], Reader):
         raise UsageError(f"method {name!r}: a method that reads comes first, one that evicts second: refreshkv+snapkv")
     own = {part: {f.name for f in fields(kinds[part])} for part in parts}

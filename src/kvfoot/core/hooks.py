@@ -207,9 +207,13 @@ class Method:
         """New values of the planes, after every pass: name -> fp32 [R, m, width] with m = all entries."""
         return {}
 
-    def keep(self, seen: Seen) -> Keep:
-        """Which entries in scope survive. Called only where `seen.keep < m`."""
+    def priority(self, seen: Seen) -> Tensor:
+        """What survives first, fp32 [R, m]: the greatest numbers, +inf for what is protected."""
         raise TypeError(f"{self.name} evicts nothing")
+
+    def keep(self, seen: Seen) -> Keep:
+        """Which entries in scope survive: those of highest priority. Called only where `seen.keep < m`."""
+        return Keep.top(self.priority(seen), seen.keep)
 
     def allocate(self, blocks: Sequence[Seen]) -> list[int]:
         """Entries that each row of a layer keeps where a cut is ragged: the blocks' rows in order.

@@ -9,15 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvfoot.core.hooks import Keep, Seen
+from kvfoot.core.hooks import Seen
 
 Join = Literal["mean", "max"]
 Pool = Literal["avg", "max"]
-
-
-def keep_best(seen: Seen, scores: Tensor, *, sink: int, window: int) -> Keep:
-    """The highest scores fp32 [R, m], sinks and window before all others."""
-    return Keep.top(protect(seen, scores, sink=sink, window=window), seen.keep)
 
 
 def protect(seen: Seen, scores: Tensor, *, sink: int, window: int) -> Tensor:

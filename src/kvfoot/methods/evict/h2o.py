@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kvfoot.core.geometry import Geometry
-from kvfoot.core.hooks import Keep, Method, Needs, Plane, Seen, require
+from kvfoot.core.hooks import Method, Needs, Plane, Seen, require
 from kvfoot.core.registry import register
 from kvfoot.methods.tools import Join, join
 
@@ -39,7 +39,7 @@ class H2O(Method):
         new = seen.scores.mT if self.group == "max" else join(seen.scores, "mean")[..., None]
         return {MASS: seen.planes[MASS] + new}
 
-    def keep(self, seen: Seen) -> Keep:
+    def priority(self, seen: Seen) -> Tensor:
         mass = seen.planes[MASS].amax(-1)
         recent = seen.positions > seen.last - round(self.recent * seen.keep)
-        return Keep.top(mass.masked_fill(recent, torch.inf), seen.keep)
+        return mass.masked_fill(recent, torch.inf)

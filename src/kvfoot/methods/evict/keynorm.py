@@ -2,13 +2,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+from torch import Tensor
 
 from kvfoot.core.budget import Budget, Cut
 from kvfoot.core.errors import UsageError
 from kvfoot.core.geometry import Geometry
-from kvfoot.core.hooks import Keep, Method, Needs, Plan, Seen, require
+from kvfoot.core.hooks import Method, Needs, Plan, Seen, require
 from kvfoot.core.registry import register
-from kvfoot.methods.tools import keep_best
+from kvfoot.methods.tools import protect
 
 
 @register(
@@ -49,6 +50,6 @@ class KeyNorm(Method):
         counts[: self.skip] = np.iinfo(counts.dtype).max
         return replace(cut, counts=counts)
 
-    def keep(self, seen: Seen) -> Keep:
+    def priority(self, seen: Seen) -> Tensor:
         assert seen.keys is not None
-        return keep_best(seen, -seen.keys.float().norm(dim=-1), sink=self.sink, window=self.window)
+        return protect(seen, -seen.keys.float().norm(dim=-1), sink=self.sink, window=self.window)

@@ -1,8 +1,10 @@
 from dataclasses import dataclass
 
-from kvfoot.core.hooks import Keep, Method, Seen, require
+from torch import Tensor
+
+from kvfoot.core.hooks import Method, Seen, require
 from kvfoot.core.registry import register
-from kvfoot.methods.tools import keep_best, uniform
+from kvfoot.methods.tools import protect, uniform
 
 
 @register("random", paper="-", category="evict", stores="a random subset + window", reads="all stored")
@@ -17,6 +19,6 @@ class Random(Method):
     def __post_init__(self) -> None:
         require(self.window >= 0 and self.sink >= 0, "random: window and sink are counts")
 
-    def keep(self, seen: Seen) -> Keep:
+    def priority(self, seen: Seen) -> Tensor:
         key = (self.seed * 1_000_003 + seen.layer) * 65_537 + seen.heads[:, None]
-        return keep_best(seen, uniform(key * 1_000_003 + seen.positions), sink=self.sink, window=self.window)
+        return protect(seen, uniform(key * 1_000_003 + seen.positions), sink=self.sink, window=self.window)

@@ -4,7 +4,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvfoot.core.hooks import Keep, Method, Needs, Seen, require
+from kvfoot.core.hooks import Method, Needs, Seen, require
 from kvfoot.core.registry import register
 from kvfoot.methods.tools import Join, Pool, join, pool, protect
 
@@ -36,11 +36,7 @@ class SnapKV(Method):
         require(self.kernel % 2 == 1 and self.kernel > 0, f"{self.name}: kernel={self.kernel} has to be odd")
         require(self.sink >= 0, f"{self.name}: sink={self.sink} is negative")
 
-    def keep(self, seen: Seen) -> Keep:
-        return Keep.top(self.priority(seen), seen.keep)
-
     def priority(self, seen: Seen) -> Tensor:
-        """Votes fp32 [R, m], infinite for sinks and window."""
         assert seen.scores is not None
         window = 0 if seen.patched else self.window
         order = seen.positions.argsort(1)

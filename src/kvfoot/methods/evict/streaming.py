@@ -1,7 +1,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvfoot.core.hooks import Keep, Method, Seen, require
+from torch import Tensor
+
+from kvfoot.core.hooks import Method, Seen, require
 from kvfoot.core.registry import register
 
 
@@ -25,6 +27,6 @@ class Streaming(Method):
     def protected(self) -> int:
         return self.sink + 1
 
-    def keep(self, seen: Seen) -> Keep:
+    def priority(self, seen: Seen) -> Tensor:
         p = seen.positions
-        return Keep.top(p.float().masked_fill(p < self.sink, float("inf")), seen.keep)
+        return p.float().masked_fill(p < self.sink, float("inf"))

@@ -1,7 +1,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvfoot.core.hooks import Keep, Method, Needs, Seen
+from torch import Tensor
+
+from kvfoot.core.hooks import Method, Needs, Seen
 from kvfoot.core.registry import register
 
 
@@ -20,7 +22,7 @@ class TOVA(Method):
     def observers(self) -> int:
         return 1
 
-    def keep(self, seen: Seen) -> Keep:
+    def priority(self, seen: Seen) -> Tensor:
         assert seen.scores is not None
         # All rows of a layer hold the same entries in the same slots, so one mean row speaks for all of them.
-        return Keep.top(seen.scores.mean((0, 1)).expand(len(seen.heads), -1), seen.keep)
+        return seen.scores.mean((0, 1)).expand(len(seen.heads), -1)
