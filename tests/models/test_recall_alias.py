@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from kvfoot.core.errors import ModelError
-from kvfoot.core.geometry import Geometry
 from kvfoot.engine.engine import Engine
 from kvfoot.evaluate.tasks import Corpus
 from kvfoot.evaluate.tasks.corpus import Vocabulary
@@ -49,7 +48,8 @@ def answers(task: Task, length: int) -> list[tuple[str, str]]:
 
 def test_it_is_an_alias_with_the_geometry_of_its_card() -> None:
     assert "recall" in ALIASES
-    assert engine().geometry == Geometry(layers=8, kv_heads=3, group=2, head_dim=64, positions=16384)
+    found = engine().geometry
+    assert (found.layers, found.kv_heads, found.group, found.head_dim, found.positions) == (8, 3, 2, 64, 16384)
     assert engine().revision == fingerprint(SHIPPED["recall"])
     loaded = load.load("recall", dtype="float32", device="cpu")
     assert (loaded.name, loaded.source, loaded.tokenizer.chat_template[:7]) == ("recall", "builtin", "<|bos|>")
