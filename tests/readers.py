@@ -47,6 +47,8 @@ def mask(found: tiny.Run, reads: Reads) -> Tensor:
     geometry, T = found.engine.geometry, found.passes[-1].stop
     if found.sequence.plan.evicts:
         seen = oracle.visibility(found.passes, geometry.layers, geometry.kv_heads, T)
+        if found.sequence.plan.band is not None:
+            seen = oracle.banded(seen, found.sequence.plan.band)
     else:
         seen = torch.ones(T, T, dtype=torch.bool).tril().repeat(geometry.layers, geometry.kv_heads, 1, 1)
     for (layer, head, query), read in reads.items():

@@ -64,7 +64,8 @@ def test_what_cannot_be_composed(name: str, options: dict[str, Any], line: str) 
         ("refreshkv+h2o", {}, {"keep": 0.5}, "h2o evicts while decoding"),
         ("refreshkv+snapkv", {"window": 3}, {"budget": 24}, "snapkv evicts while decoding, .*: give keep, not budget"),
         ("refreshkv+snapkv", {"window": 3}, {}, r"snapkv needs a size: give keep"),
-        ("refreshkv+heads", {"roles": "streaming"}, {}, "heads evicts while decoding"),
+        ("refreshkv+heads", {"roles": "00/00"}, {}, "heads evicts while decoding"),
+        ("refreshkv+heads", {"roles": "01/11", "verify": 2}, {}, "verify takes tokens back, which heads's rows cannot"),
     ],
 )
 def test_what_evicts_at_decode_is_refused_by_name(

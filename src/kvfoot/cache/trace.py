@@ -21,7 +21,7 @@ class Pass:
     """One forward pass of one sequence. before, scan: int64 [layers, kv_heads]; scan: pairs of a keys-only read.
 
     loaded: the same, pairs of a query and an entry that attention read, None where it read all that is stored.
-    refreshed: bool [layers, kv_heads], a decode step of a reader: where it chose anew.
+    refreshed: [layers, kv_heads], a decode step of a reader: 1 where it chose anew, NaN in rows that it does not read.
     """
 
     n: int
@@ -67,12 +67,15 @@ class Trace:
         return sum(p.pairs() if p.loaded is None else int(p.loaded.sum()) for p in self.passes) + scans / 2
 
     def strides(self) -> list[float]:
-        """Decode steps per refresh of each layer, mean over its KV heads; [] unless a reader ran. inf: none."""
-        steps = [p.refreshed for p in self.passes if p.refreshed is not None]
-        if not steps:
+        """Decode steps per refresh of each layer, mean over the KV heads that are read; [] unless a reader ran.
+
+        inf: none. NaN: a layer whose heads are all somebody else's.
+        """
+        steps = np.array([p.refreshed for p in self.passes if p.refreshed is not None])
+        if not steps.size:
             return []
-        with np.errstate(divide="ignore"):
-            strides: list[float] = (1 / np.mean(steps, (0, 2))).tolist()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            strides: list[float] = ((~np.isnan(steps)).sum((0, 2)) / np.nansum(steps, (0, 2))).tolist()
         return strides
 
     def peak(self) -> int:

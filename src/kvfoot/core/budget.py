@@ -42,6 +42,11 @@ class Cut:
             return before + np.minimum(self.counts, new)
         return np.where(self.due(before, new), self.counts, before + new)
 
+    def spares(self, layer: int) -> np.ndarray:
+        """bool [kv_heads]: rows of the layer that it never takes anything from."""
+        spared: np.ndarray = self.counts[layer] == np.iinfo(np.int32).max
+        return spared
+
     def freeze(self, held: np.ndarray) -> "Cut":
         """A ragged cut as it holds from now on: each row at what it `held`, where its layer's sum is used up."""
         full = held.sum(1, keepdims=True) >= self.counts.sum(1, keepdims=True)

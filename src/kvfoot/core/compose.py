@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kvfoot.core.budget import Budget
+from kvfoot.core.budget import Budget, Cut
 from kvfoot.core.errors import UsageError, did_you_mean
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import POSITION, Keep, Method, Needs, Plan, Plane, Seen
@@ -22,8 +22,9 @@ class Over(Reader):
     """Prompt passes, planes and what survives are the evictor's, with its keep or budget; reading is the reader's.
 
     size: entries read per row and step, or read_keep: a fraction of the prompt; neither: the reader's default, which is
-    counted from the prompt as well. The evictor may not take entries away while decoding: a reader knows slots, and
-    those have to stay what they are. Where the prompt's last token did not survive, the newest survivor stands for it.
+    counted from the prompt as well. A reader knows slots, and those have to stay what they are: rows from which the
+    evictor takes entries while decoding (streaming heads) are read whole, and there have to be others. Where the
+    prompt's last token did not survive, the newest survivor stands for it.
     """
 
     reader: Reader
@@ -72,14 +73,22 @@ class Over(Reader):
     def prepare(self, geometry: Geometry, prompt: int, chunk: int | None, budget: Budget) -> Plan:
         plan = self.evictor.prepare(geometry, prompt, chunk, budget)
         if plan.later is not None:
+            self._check_later(plan.later)
+        if any(plane is not POSITION for plane in plan.planes):
+            raise UsageError(f"{self.name}: {self.evictor.name} watches every step, of which a reader shows it nothing")
+        return replace(plan, reads=self.reader.prepare(geometry, prompt, chunk, self._limits()).reads)
+
+    def _check_later(self, later: Cut) -> None:
+        """Raises UsageError unless the evictor leaves whole rows alone while decoding: those are read."""
+        if not any(later.spares(layer).any() for layer in range(len(later.counts))):
             cure = "give keep, not budget" if not self.evictor.total and self.evictor.budgeted else "use another"
             raise UsageError(
                 f"{self.name}: {self.evictor.name} evicts while decoding, under which a reader's slots would move: "
                 f"{cure} (snapkv, pyramidkv, adakv and keynorm with keep append what follows the prompt)"
             )
-        if any(plane is not POSITION for plane in plan.planes):
-            raise UsageError(f"{self.name}: {self.evictor.name} watches every step, of which a reader shows it nothing")
-        return replace(plan, reads=self.reader.prepare(geometry, prompt, chunk, self._limits()).reads)
+        if self.verify or self.rectify:
+            name = "verify" if self.verify else "rectify"
+            raise UsageError(f"{self.name}: {name} takes tokens back, which {self.evictor.name}'s rows cannot")
 
     def observe(self, seen: Seen) -> dict[str, Tensor]:
         return self.evictor.observe(seen)

@@ -41,11 +41,18 @@ class Asked:
         return self.cache.history(self.rows, self.layer, self.heads)[0]
 
 
+def groups(cache: KVCache, span: Span, layer: int) -> list[tuple[int, ...]]:
+    """KV heads that a reader reads, by length: those of whose rows nothing is taken while decoding."""
+    later, rows = span.sequence.later, span.sequence.rows
+    blocks = cache.blocks(rows, layer, later)
+    return [heads for heads, _ in blocks if later is None or later.spares(layer)[heads[0]]]
+
+
 def begin(cache: KVCache, backend: Backend, span: Span, part: Heads) -> None:
     """The prompt has ended: every group of rows gets its state from the last token."""
     sequence, p = span.sequence, span.sequence.trace.passes[-1]
     assert isinstance(sequence.method, Reader)
-    for heads, _ in cache.blocks(sequence.rows, part.layer):
+    for heads in groups(cache, span, part.layer):
         query = Asked(cache, backend, span, part, heads, span.stop - 1)
         sequence.reading[part.layer, heads] = sequence.method.start(query)
         _charge(p, part.layer, heads, query.scanned)
@@ -58,24 +65,27 @@ def read(cache: KVCache, backend: Backend, span: Span, part: Heads) -> None:
     assert isinstance(method, Reader)
     assert p.loaded is not None
     assert p.refreshed is not None
-    new = (
-        {POSITION.name: part.k.new_full((len(part.k), 1, 1), rows.seen, dtype=torch.int32)}
-        if sequence.plan.planes
-        else {}
-    )
-    cache.extend(rows, layer, part.k[:, span.packed], part.v[:, span.packed], new)
-    for heads, n in cache.blocks(rows, layer):
+    k, v = part.k[:, span.packed], part.v[:, span.packed]
+    position = k.new_full((len(k), 1, 1), rows.seen, dtype=torch.int32)
+    values = {POSITION.name: position} if sequence.plan.planes else {}
+    parts = groups(cache, span, layer)
+    if sequence.later is None:
+        cache.extend(rows, layer, k, v, values)
+    for heads in parts:
+        own = list(heads)
+        if sequence.later is not None:
+            cache.append(rows, layer, heads, k[own], v[own], {name: x[own] for name, x in values.items()})
         query = Asked(cache, backend, span, part, heads, at)
         state, chosen = method.read(sequence.reading[layer, heads], query)
         slots = chosen.slots
         if bool(chosen.refresh):  # the one wait for the device, where a reader decides there (decision D8)
             state, slots = method.refresh(state, query)
             slots = None if chosen.full else slots
-            p.refreshed[layer, list(heads)] = True
+            p.refreshed[layer, own] = True
         sequence.reading[layer, heads] = state
         found = _attend(cache, backend, query, slots)
-        part.write(State(found.out[:, :, None], found.lse[..., None]), span.packed, list(heads))
-        p.loaded[layer, list(heads)] = n if slots is None else slots.shape[1]
+        part.write(State(found.out[:, :, None], found.lse[..., None]), span.packed, own)
+        p.loaded[layer, own] = query.n if slots is None else slots.shape[1]
         _charge(p, layer, heads, query.scanned + 2 * chosen.extra)
 
 

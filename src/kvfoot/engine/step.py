@@ -45,7 +45,9 @@ class Step:
             if span.reads or span.begins:
                 passed.scan = np.zeros(before.shape)
             if span.reads:
-                passed.loaded, passed.refreshed = before + 1, np.zeros(before.shape, bool)
+                passed.loaded, passed.refreshed = before + 1, np.zeros(before.shape)
+                if sequence.later is not None:
+                    passed.refreshed[~np.stack([sequence.later.spares(i) for i in range(len(before))])] = np.nan
             sequence.trace.passes.append(passed)
             sequence.promise(span.n, span.cut)
 
@@ -94,6 +96,8 @@ class Step:
             if windowed:
                 self._slide(part, span)
             elif span.reads:
+                if span.cut is not None:
+                    self._attend(part, span, ruled=True)
                 reading.read(self.cache, self.backend, span, part)
             elif not span.appends:
                 self._attend(part, span)
@@ -152,12 +156,17 @@ class Step:
         end = b + span.n
         self.cache.slide(rows, layer, keys[:, :end], values[:, :end])
 
-    def _attend(self, part: Heads, span: Span) -> None:
-        """A chunk, or a step that observes or evicts: block by block of rows of equal length."""
+    def _attend(self, part: Heads, span: Span, ruled: bool = False) -> None:
+        """A chunk, or a step that observes or evicts: block by block of rows of equal length.
+
+        ruled: of a reader's step, only the rows from which something is taken while decoding.
+        """
         sequence, layer = span.sequence, part.layer
         ragged = span.cut is not None and span.cut.ragged and span.due is not None and bool(span.due[layer, 0])
         blocks: list[Block] = []
         for heads, b in self.cache.blocks(sequence.rows, layer, span.cut, sequence.plan.band):
+            if ruled and span.cut is not None and span.cut.spares(layer)[heads[0]]:
+                continue
             block = self._block(part, span, heads, b)
             if ragged:
                 blocks.append(block)
