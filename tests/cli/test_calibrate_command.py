@@ -1,13 +1,16 @@
 """`kvfoot calibrate refreshkv` writes settings, and `kvfoot run --settings` takes them for the same model only."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tinycli import DOCUMENT, save_tiny
 
+from kvfoot.core.errors import UsageError
 from kvfoot.core.records import RunRecord
+from kvfoot.core.settings import SHIPPED, Settings
 
 
 @pytest.fixture
@@ -61,3 +64,36 @@ def test_bad_input(kvfoot: Any, model: Path, texts: Path, more: tuple[str, ...],
     said = kvfoot("calibrate", "refreshkv", "--model", model, "--texts", texts, "--dtype", "float32", *more)
     assert said.code == 2
     assert line in said.err
+
+
+def test_settings_that_come_with_the_package() -> None:
+    """By name; each for its model alone, with what docs/readers.md says of them."""
+    from transformers import AutoConfig
+
+    from kvfoot.models.builtin import SHIPPED as MODELS
+    from kvfoot.models.layout import identity
+
+    own = identity(AutoConfig.from_pretrained(MODELS["recall"]))
+    text = (Path(__file__).parents[2] / "docs" / "readers.md").read_text()
+    names = sorted(path.stem for path in SHIPPED.iterdir())
+    assert names == ["refreshkv-recall", "refreshkv-smollm2"]
+    for name in names:
+        settings = Settings.read(Path(name))
+        found = settings.found
+        assert f"--settings {name}" in text
+        assert re.search(rf"\b{settings.options['similarity']:g}\b", text)
+        assert (found["texts"], found["length"], found["steps"], found["checks"]) == (6, 2048, 256, 306)
+        assert abs(found["share"]["reached"] - 0.4) < 0.01
+    Settings.read(Path("refreshkv-recall")).check(own, Path("refreshkv-recall"))
+    with pytest.raises(UsageError, match="was made for smollm2, whose shape is another"):
+        Settings.read(Path("refreshkv-smollm2")).check(own, Path("refreshkv-smollm2"))
+
+
+@pytest.mark.smollm2
+def test_smollm2_takes_its_settings(kvfoot: Any, tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text(DOCUMENT * 6)
+    said = kvfoot(
+        "run", "--model", "smollm2", "--prompt-file", prompt, "--settings", "refreshkv-smollm2", "--max-new-tokens", 8
+    )
+    assert said.code == 0, said.err
