@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--variants", default="table", help="names, separated by commas")
     parser.add_argument("--keep", type=float, default=0.125, help="K over L")
     parser.add_argument("--similarity", type=float, help="of the dynamic variants (kvfoot calibrate refreshkv)")
-    parser.add_argument("--side", choices=("dev", "test"), default="dev", help="books (perplexity)")
+    parser.add_argument("--side", choices=("dev", "dev2", "test"), default="dev", help="books (perplexity)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--dtype", default="auto")

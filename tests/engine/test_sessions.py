@@ -30,6 +30,8 @@ MORE: list[Size] = [
     ("refreshkv", {"every": 2, "schedule": "fixed"}, {"budget": 20, "chunk": 16}),
     ("heads", {"roles": "random", "sparsity": 0.5, "sink": 2, "window": 8}, {"chunk": 16}),
     ("quest", {}, {"budget": 32, "chunk": 16}),
+    ("refreshkv+snapkv", {"window": 4, "every": 2, "size": 12}, {"keep": 0.5, "chunk": 16}),
+    ("refreshkv+heads", {"roles": "01/11", "heads.sink": 1, "window": 8, "size": 12}, {"chunk": 16}),
     ("snapkv", {"window": 4, "patch": True}, {"keep": 0.5, "evict": "chunk", "chunk": 16}),
 ]
 

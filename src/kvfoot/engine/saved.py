@@ -40,6 +40,9 @@ SHAPE = (
 )
 """Fields of a config that decide what is in a cache; both releases of transformers write them alike."""
 
+UNREAD = 2
+"""In `refreshed`, where a row is none of the reader's: NaN in a trace."""
+
 SAMPLE = 16
 """Elements of each weight that go into the model's fingerprint."""
 
@@ -171,7 +174,7 @@ def _numbers(sequence: Sequence) -> dict[str, Tensor]:
         "before": np.stack([p.before for p in passes]).astype(np.int64),
         "scans": np.stack(scans).astype(np.float64),
         "loaded": np.stack(loaded).astype(np.int64),
-        "refreshed": np.stack(refreshed).astype(np.int8),
+        "refreshed": np.nan_to_num(np.stack(refreshed).astype(np.float64), nan=UNREAD).astype(np.int8),
     }
     if sequence.plan.band is not None:
         found["band"] = sequence.plan.band.rows
@@ -219,7 +222,7 @@ def _sequence(
     arrays = (numbers[key].numpy() for key in ("before", "scans", "loaded", "refreshed"))
     for (n, seen, uncommitted), before, *rest in zip(numbers["passes"].tolist(), *arrays, strict=True):
         scan, loaded, refreshed = (None if (value < 0).all() else value for value in rest)
-        refreshed = None if refreshed is None else refreshed.astype(bool)
+        refreshed = None if refreshed is None else np.where(refreshed == UNREAD, np.nan, refreshed)
         trace.passes.append(Pass(n, seen, before, uncommitted, scan, loaded, refreshed))
     rows = file.unpack(runner.cache, numbers, base)
     rows.seen, rows.ordered, rows.turn = int(numbers["seen"]), list(words["ordered"]), list(words["turn"])
