@@ -28,6 +28,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "snapkv keep=0.25 post": {"method": "snapkv", "keep": "0.25"},
     "snapkv keep=0.25 chunk": {"method": "snapkv", "keep": "0.25", "evict": "chunk"},
     "adakv keep=0.25 post": {"method": "adakv", "keep": "0.25", "options": {"window": 64, "kernel": 5}},
+    "adakv keep=0.25 chunk": {
+        "method": "adakv",
+        "keep": "0.25",
+        "evict": "chunk",
+        "options": {"window": 64, "kernel": 5},
+    },
+    "pyramidkv keep=0.25 post": {"method": "pyramidkv", "keep": "0.25"},
+    "tova keep=0.25 post": {"method": "tova", "keep": "0.25"},
+    "keynorm keep=0.25 post": {"method": "keynorm", "keep": "0.25"},
+    "streamingllm keep=0.25 post": {"method": "streamingllm", "keep": "0.25"},
     "h2o keep=0.25 post": {"method": "h2o", "keep": "0.25"},
     "streaming keep=0.25 chunk": {"method": "streaming", "keep": "0.25", "evict": "chunk"},
 }

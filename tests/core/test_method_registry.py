@@ -12,6 +12,7 @@ from kvfoot.core.budget import Budget
 from kvfoot.core.errors import UsageError, did_you_mean
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import Method
+from kvfoot.core.reading import Reader
 
 GEOMETRY = Geometry(layers=4, kv_heads=2, group=2, head_dim=8, positions=1 << 17)
 
@@ -62,6 +63,9 @@ def test_every_method_takes_or_refuses_a_budget(name: str) -> None:
         plan = chosen.prepare(GEOMETRY, 10_000, 512, Budget.of(0.5, evict="chunk"))
         assert plan.evicts
         assert plan.planes[0].name == "position"
+    elif isinstance(chosen, Reader):
+        sizes = [chosen.prepare(GEOMETRY, 10_000, 512, limits).reads for limits in (Budget(), Budget.of(0.5))]
+        assert sizes == [max(chosen.least, 1250), 5000]
     else:
         with pytest.raises(UsageError, match=f"{name} takes neither keep nor budget"):
             chosen.prepare(GEOMETRY, 1000, 512, Budget.of(0.5))

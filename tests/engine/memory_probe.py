@@ -33,9 +33,17 @@ class Thin:
     name = "thin"
     window_scores = staticmethod(sdpa.window_scores)
     column_scores = staticmethod(sdpa.column_scores)
+    decode = staticmethod(sdpa.decode)
 
     @staticmethod
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, causal: bool) -> State:
+    def attend(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        causal: bool,
+        visible: torch.Tensor | None = None,
+    ) -> State:
         n = q.shape[2]
         return sdpa.attend(q, k[:, -n:], v[:, -n:], scale, causal)
 

@@ -448,5 +448,5 @@ def test_200_interleavings_leak_no_page() -> None:
 
 @cache
 def shared_engine(page_size: int) -> kvfoot.Engine:
-    one = tiny.make("llama", layers=1, group=1, positions=1024)
-    return tiny.Strict(one, Chat(), page_size=page_size, kv_memory=1 << 19)
+    one = tiny.make("llama", layers=2, group=1, positions=1024)
+    return tiny.Strict(one, Chat(), page_size=page_size, kv_memory=1 << 20)
