@@ -172,7 +172,7 @@ def main() -> None:
         record = {
             "benchmark": "cpu",
             "command": f"python benchmarks/cpu.py --model {args.model} --dtype {args.dtype} --context {args.context} "
-            f"--steps {args.steps} --rounds {args.rounds} --threads {args.threads}",
+            f"--steps {args.steps} --rounds {args.rounds} --threads {args.threads} --variants {args.variants!r}",
             "rows": rows,
             "generate_s": whole_s,
             "runs": {name: asdict(r) for name, r in records.items()},
