@@ -126,7 +126,7 @@ class Watch:
 
     def __call__(self, queue: "Queue") -> None:
         now = monotonic()
-        if now - self._shown < 0.2:
+        if now - self._shown < 0.2 and not queue.complete:
             return
         self._shown = now
         numbers = queue.numbers

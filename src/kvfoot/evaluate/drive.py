@@ -28,7 +28,7 @@ RESTARTS = 3
 
 Cells = Sequence[tuple[Cell, Variant]]
 Tell = Callable[["Queue"], Any]
-"""Is shown the queue, over and over."""
+"""Is shown the queue, over and over, and once more when it is complete."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,7 @@ def _several(queue: Queue, folder: Path, count: int, tell: Tell) -> None:
                     if restarts > RESTARTS:
                         raise KvfootError(f"workers were killed {restarts} times, last by signal {-process.exitcode}")
                     live.append(start())
+        tell(queue)
     finally:
         for process in live:
             process.terminate()
