@@ -57,12 +57,16 @@ def decode(q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, rows: Ragged, scale:
         whole = len(parts) == 1
         pick = slice(None) if whole else torch.from_numpy(index).to(q_RHD.device)
         ids = rows.pages[pick, : -(-m // size)].reshape(-1)
-        k, v = (x.index_select(0, ids).view(len(index), -1, D)[:, :m] for x in (flat_k, flat_v))
+        k, v = (x.index_select(0, ids).view(len(index), -1, D) for x in (flat_k, flat_v))
         bias = None
-        if (lens != m).any():
-            absent = torch.arange(m, device=k.device) >= torch.from_numpy(lens).to(k.device)[:, None]
-            k, v = (x.masked_fill_(absent[..., None], 0) for x in (k, v))  # what lies there may be NaN
-            bias = _bias(~absent[:, None], q_RHD.dtype).transpose(0, 1).expand(1, len(index), H, m)
+        if (lens == m).all():
+            k, v = k[:, :m], v[:, :m]
+        else:
+            absent = np.arange(k.shape[1]) >= lens[:, None]
+            places = torch.from_numpy(np.flatnonzero(absent)).to(k.device)
+            k, v = (x.view(-1, D).index_fill_(0, places, 0).view_as(x) for x in (k, v))  # what lies there may be NaN
+            bias = _bias(torch.from_numpy(~absent[:, None]).to(k.device), q_RHD.dtype).transpose(0, 1)
+            bias = bias.expand(1, len(index), H, -1)
         state = _fused(q_RHD[pick][None], k[None], v[None], scale, False, bias)
         state = State(state.out[0], state.lse[0])
         if whole:

@@ -140,7 +140,7 @@ class Step:
         new = torch.arange(rows.seen, rows.seen + n, device=k.device)
         if span.renumbered:  # distances inside a window are what they are: no rank is needed
             assert self.rotation is not None
-            at = new.expand(len(k), n)
+            at = range(rows.seen, rows.seen + n)
             q, k = self.rotation(layer, q, at), self.rotation(layer, k[:, None], at)[:, 0]
         keys, values = self._history(span, layer, heads, b, k, v)
         positions = torch.cat([self.cache.positions(rows, layer, (0,))[0], new])
@@ -216,10 +216,12 @@ class Step:
         assert self.rotation is not None
         R, _, n, _ = q.shape
         b = keys.shape[1] - n
-        rank = torch.arange(b, b + n, device=q.device).expand(R, n)
+        q = self.rotation(layer, q, range(b, b + n))
+        if span.sequence.rows.ordered[layer]:
+            return q, self.rotation(layer, keys[:, None], range(b + n))[:, 0]
         stored = self.cache.positions(span.sequence.rows, layer, heads).argsort(1).argsort(1)
-        turned = self.rotation(layer, keys[:, None], torch.cat([stored, rank], 1))
-        return self.rotation(layer, q, rank), turned[:, 0]
+        own = torch.arange(b, b + n, device=q.device).expand(R, n)
+        return q, self.rotation(layer, keys[:, None], torch.cat([stored, own], 1))[:, 0]
 
     def _visible(self, span: Span, layer: int, heads: tuple[int, ...], keys: Tensor) -> Tensor | None:
         """bool [R, n, b + n]: what rows with a band see; None where everything stored is seen."""

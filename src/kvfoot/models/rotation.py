@@ -3,9 +3,13 @@
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kvfoot.core.errors import UsageError
+
+GROWTH = 4096
+"""Ranks by which a table of angles grows."""
 
 
 class Rotation:
@@ -29,16 +33,26 @@ class Rotation:
         ]
         types = getattr(model.config, "layer_types", None)
         self.kinds = types if types and hasattr(self.rope, f"{types[0]}_inv_freq") else None
+        self._tables: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, layer: int, x: Tensor, positions: Tensor) -> Tensor:
-        """x [R, heads, T, D] rotated to positions int64 [R, T]."""
+    def __call__(self, layer: int, x: Tensor, ranks: Tensor | range) -> Tensor:
+        """x [R, heads, T, D] rotated to its ranks: int64 [R, T], below T, or one range of T for every row."""
         if not self.rotated[layer]:
             return x
-        if self.kinds is None:
-            cos, sin = self.rope(x, positions)
-            amplitude = getattr(self.rope, "attention_scaling", 1.0)
+        kind = "" if self.kinds is None else self.kinds[layer]
+        if isinstance(ranks, range):
+            cos, sin = (table[:, ranks.start : ranks.stop] for table in self._table(kind, x, ranks.stop))
         else:
-            cos, sin = self.rope(x, positions, self.kinds[layer])
-            amplitude = getattr(self.rope, f"{self.kinds[layer]}_attention_scaling", 1.0)
-        turned: Tensor = self.apply(x, x, cos / amplitude, sin / amplitude)[0]
+            cos, sin = (table[0][ranks] for table in self._table(kind, x, ranks.shape[1]))
+        turned: Tensor = self.apply(x, x[:, :0], cos, sin)[0]  # turns two tensors: of the second, no head
         return turned
+
+    def _table(self, kind: str, x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [1, >= size, ...] of ranks 0, 1, ...; computed once and grown."""
+        found = self._tables.get((kind, x.dtype))
+        if found is None or found[0].shape[1] < size:
+            every = torch.arange(-(-size // GROWTH) * GROWTH, device=x.device)[None]
+            cos, sin = self.rope(x, every, kind) if kind else self.rope(x, every)
+            amplitude = getattr(self.rope, f"{kind}_attention_scaling" if kind else "attention_scaling", 1.0)
+            self._tables[kind, x.dtype] = found = cos / amplitude, sin / amplitude
+        return found
