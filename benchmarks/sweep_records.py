@@ -1,7 +1,8 @@
-"""The sweeps behind the published figures: quality against footprint of the shipped model and of SmolLM2.
+"""The sweeps behind the published figures: quality against footprint of the shipped model, SmolLM2 and Qwen2.5-Coder.
 
     python benchmarks/sweep_records.py --data FOLDER --out DIR            # everything; goes on where it was
-    python benchmarks/sweep_records.py --data FOLDER --out DIR --cost     # one small cell per model: seconds a sample
+    python benchmarks/sweep_records.py --data FOLDER --out DIR --cost     # one small cell per sweep: seconds a sample
+    python benchmarks/sweep_records.py --data FOLDER --out DIR --sweeps qwen05 --model qwen2.5-coder-0.5b-instruct.gguf
 
 FOLDER has books/ and words/. Each sweep is one `kvfoot eval`, printed before it runs, resumed like any other; its
 results go to DIR/NAME and, compact, to results/NAME.json.gz. Full attention is run alone first (`--scores`: nothing
@@ -14,6 +15,7 @@ import shlex
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvfoot.cli.app import main as kvfoot
@@ -22,26 +24,43 @@ from kvfoot.evaluate.export import read
 from kvfoot.evaluate.store import Store
 from kvfoot.evaluate.sweep import Sweep
 
-METHODS = "full,streaming,snapkv,snapkv:patch=true,pyramidkv,h2o,tova,keynorm,adakv,random"
-CHUNKED = "--evict chunk --chunk 512"
+METHODS = "full,streaming,snapkv,pyramidkv,h2o,tova,keynorm,adakv,random"
+PATCHED = "full,streaming,snapkv,snapkv:patch=true,pyramidkv,h2o,tova,keynorm,adakv,random"
 KNOB = "--knob keep=0.9,0.7,0.5,0.3,0.15"
 ABLE = 0.6
 """Full attention's score above which a loss can be measured."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep: its tasks are tried with full attention first. samples: of a cell."""
+
+    model: str
+    tasks: str
+    lengths: str
+    samples: int
+    evict: str
+    chunk: str = "512"
+    methods: str = METHODS
+
+
+RECALL = "keys4,keys16,json-numbers,variables,chain,labels,passkey,multivalue,multiquery"
+NEEDLES = "niah_single_1,niah_single_2,niah_multikey_1,passkey_noise"
 SWEEPS = {
-    "recall": (
-        "recall",
-        "passkey,keys4,keys16,multivalue,json-numbers,variables,chain,table,niah_single_2:question,niah_multikey_1:question",
-        "2K,4K",
-        200,
-    ),
-    "smollm2": ("smollm2", "niah_single_1,niah_single_2,niah_multikey_1,passkey_noise,perplexity", "1K,2K", 50),
+    "recall": Plan("recall", RECALL, "2K", 200, "post"),
+    "recall-chunk": Plan("recall", "keys4,keys16,json-numbers,chain", "1K", 200, "chunk", "128", PATCHED),
+    "smollm2": Plan("smollm2", f"{NEEDLES},perplexity", "1K,2K", 50, "post"),
+    "smollm2-chunk": Plan("smollm2", f"{NEEDLES},perplexity", "1K", 50, "chunk", "128", PATCHED),
+    "qwen05": Plan("qwen05", f"{NEEDLES},niah_multikey_2,json_kv_numbers,json_kv,icl,perplexity", "1K,2K", 50, "post"),
+    "qwen05-chunk": Plan("qwen05", f"{NEEDLES},json_kv_numbers,icl,perplexity", "1K", 50, "chunk", "128", PATCHED),
 }
-"""Sweep: model, tasks to try, lengths, samples of a cell. kvfoot-recall begins its answers itself (docs/tasks.md)."""
+"""kvfoot-recall begins its answers itself (docs/tasks.md). qwen05: Qwen2.5-Coder-0.5B-Instruct, a file: --model."""
 
 
 def command(name: str, args: argparse.Namespace, tasks: str, methods: str, samples: int, out: Path) -> list[str]:
-    model, _, lengths, _ = SWEEPS[name]
-    text = f"eval --model {model} --tasks {tasks} --methods {methods} --lengths {args.lengths or lengths} {CHUNKED}"
+    plan = SWEEPS[name]
+    text = f"eval --model {args.model or plan.model} --tasks {tasks} --methods {methods}"
+    text += f" --lengths {args.lengths or plan.lengths} --evict {plan.evict} --chunk {plan.chunk}"
     knob = KNOB if methods != "full" else ""
     more = f"{knob} --samples {samples} --data {args.data} --device {args.device} --workers {args.workers} --out {out}"
     return shlex.split(f"{text} {more} {args.more}")
@@ -57,7 +76,7 @@ def call(arguments: list[str]) -> None:
 def able(name: str, args: argparse.Namespace) -> list[str]:
     """Tasks of a sweep that full attention can do, by a sweep of it alone."""
     folder = args.out / f"{name}-full"
-    call(command(name, args, SWEEPS[name][1], "full", args.samples or 20, folder))
+    call(command(name, args, SWEEPS[name].tasks, "full", args.samples or 20, folder))
     scores: dict[tuple[str, int], list[float]] = {}
     for r in read(folder):
         scores.setdefault((r.cell.task, r.cell.length), []).append(r.score)
@@ -66,38 +85,37 @@ def able(name: str, args: argparse.Namespace) -> list[str]:
         print(f"{name} {task} {length}: {mean:.3f}{'' if mean > ABLE else ': at most ' + str(ABLE)}")
     none = {"perplexity"}  # a likelihood has no such floor
     fit = {t for t, _ in means if all(m > ABLE for (task, _), m in means.items() if task == t)}
-    return [t for t in SWEEPS[name][1].split(",") if t in fit | none]
+    return [t for t in SWEEPS[name].tasks.split(",") if t in fit | none]
 
 
 def cost(name: str, args: argparse.Namespace) -> None:
     """Seconds a sample, and the share that is not the model's: the sweep's first task, two samples of every cell."""
-    model, tasks, _, _ = SWEEPS[name]
-    for evict in ("post", "chunk"):
-        methods = tuple(m for m in METHODS.split(",") if evict == "chunk" or "patch" not in m)
-        lengths = (int(args.lengths or 1024),)
-        knobs = {"keep": (0.9, 0.7, 0.5, 0.3, 0.15)}
-        sweep = Sweep(
-            model, (tasks.split(",")[0],), methods, knobs, lengths, samples=2, evict=(evict,), data=str(args.data),
-            device=args.device,
-        )  # fmt: skip
-        bench = prepare(sweep)
-        with tempfile.TemporaryDirectory() as folder:
-            store = Store(Path(folder))
-            began, cpu = time.perf_counter(), time.process_time()
-            worker = work(bench, store)
-            wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-            count = len(store.results())
-            store.close()
-        found = {"sweep": name, "evict": evict, "length": lengths[0], "cells": len(bench.cells), "samples": count}
-        found |= {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "s_per_sample": round(wall / count, 4)}
-        print(json.dumps(found | {"bookkeeping": round(1 - worker.spent / wall, 4)}), flush=True)
+    plan = SWEEPS[name]
+    lengths = (int(args.lengths or 1024),)
+    knobs = {"keep": (0.9, 0.7, 0.5, 0.3, 0.15)}
+    sweep = Sweep(
+        args.model or plan.model, (plan.tasks.split(",")[0],), tuple(plan.methods.split(",")), knobs, lengths,
+        samples=2, chunk=int(plan.chunk), evict=(plan.evict,), data=str(args.data), device=args.device,
+    )  # fmt: skip
+    bench = prepare(sweep)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        began, cpu = time.perf_counter(), time.process_time()
+        worker = work(bench, store)
+        wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+        count = len(store.results())
+        store.close()
+    found = {"sweep": name, "evict": plan.evict, "length": lengths[0], "cells": len(bench.cells), "samples": count}
+    found |= {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "s_per_sample": round(wall / count, 4)}
+    print(json.dumps(found | {"bookkeeping": round(1 - worker.spent / wall, 4)}), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--out", default=Path("out"), type=Path)
-    parser.add_argument("--sweeps", default=",".join(SWEEPS))
+    parser.add_argument("--sweeps", default=",".join(name for name in SWEEPS if not name.startswith("qwen")))
+    parser.add_argument("--model", help="a folder or file instead of the sweep's own model")
     parser.add_argument("--samples", type=int, help="per cell (default: as listed)")
     parser.add_argument("--tasks", help="instead of those that full attention can do")
     parser.add_argument("--lengths")
@@ -119,8 +137,8 @@ def main() -> None:
             print(f"{name}: full attention can do none of its tasks")
             continue
         out = args.out / name
-        samples = args.samples or SWEEPS[name][3]
-        call([*command(name, args, ",".join(tasks), METHODS, samples, out), "--export", f"results/{name}.json.gz"])
+        plan, export = SWEEPS[name], ["--export", f"results/{name}.json.gz"]
+        call(command(name, args, ",".join(tasks), plan.methods, args.samples or plan.samples, out) + export)
         call(["critical", str(out)])
 
 
