@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+import string
 
 import pytest
 
@@ -10,7 +11,8 @@ from kvfoot.core.errors import UsageError
 from kvfoot.evaluate.tasks import phrases_train, places, read_corpus, records_train, wording_train
 from kvfoot.evaluate.tasks.draw import Draw
 from kvfoot.evaluate.tasks.registry import WORDINGS
-from kvfoot.evaluate.tasks.split import BOOKS, SIDES, book_side, word_side
+from kvfoot.evaluate.tasks.split import BOOKS, DEV_SIDES, SIDES, book_side, seed_name, word_side
+from kvfoot.evaluate.tasks.texts import read_texts
 
 
 def training_words():
@@ -45,8 +47,8 @@ def drawn(data, family, count):
 
 def test_books_words_and_towns_of_the_sides_are_disjoint(data):
     corpora = [read_corpus(data, side) for side in SIDES]
-    assert [len(corpus.books) for corpus in corpora] == [2, 1, 1, 1]
-    assert [len(corpus.vocabulary.towns) for corpus in corpora] == [0, 31, 30, 0]
+    assert [len(corpus.books) for corpus in corpora] == [2, 1, 1, 1, 1]
+    assert [len(corpus.vocabulary.towns) for corpus in corpora] == [0, 31, 30, 0, 0]
     for kind in (
         lambda corpus: set(corpus.books),
         lambda corpus: set(corpus.vocabulary.words),
@@ -54,15 +56,16 @@ def test_books_words_and_towns_of_the_sides_are_disjoint(data):
     ):
         sets = [kind(corpus) for corpus in corpora]
         assert len(set().union(*sets)) == sum(map(len, sets))
-    assert len({name for names in BOOKS.values() for name in names}) == 15
+    assert len({name for names in BOOKS.values() for name in names}) == 20
 
 
-def test_words_are_split_44_to_three_times_19():
+def test_words_are_split_28_to_three_times_19_to_16():
     rng = random.Random(1)
     words = {"".join(rng.choices("abcdefgh", k=8)) for _ in range(4000)}
     shares = {side: sum(word_side(word) == side for word in words) / len(words) for side in SIDES}
-    assert abs(shares["train"] - 112 / 256) < 0.03
-    assert all(abs(shares[side] - 48 / 256) < 0.03 for side in SIDES[1:])
+    assert abs(shares["train"] - 72 / 256) < 0.03
+    assert all(abs(shares[side] - 48 / 256) < 0.03 for side in DEV_SIDES)
+    assert abs(shares["test"] - 40 / 256) < 0.03
 
 
 def test_made_up_words_of_training_are_no_held_out_words(data):
@@ -82,6 +85,29 @@ def test_made_up_towns_of_the_sides_are_disjoint():
         assert not words[0] & words[1]
 
 
+def spelled(grammar):
+    """Every word that a grammar can make."""
+    ends = [a + b for a in ("", *grammar.tails) for b in grammar.tails]
+    return {*grammar.before, *(head + end for head in grammar.heads for end in ends)}
+
+
+def test_grammars_of_held_out_towns_have_no_word_in_common():
+    assert set(places.HELD_OUT) == set(SIDES[1:])
+    words = {side: spelled(grammar) for side, grammar in places.HELD_OUT.items()}
+    for a, b in itertools.combinations(words, 2):
+        assert not words[a] & words[b]
+    # nor has training: neither its grammar nor, as it asks this pattern, its syllables of no language
+    assert all(places._HELD_OUT.fullmatch(word) for found in words.values() for word in found)
+
+
+def test_towns_of_the_test_side_begin_with_every_letter():
+    rng = random.Random(3)
+    made = {places.made_up(rng, "test") for _ in range(2000)}
+    assert {name.split()[-1][0] for name in made} == set(string.ascii_uppercase)
+    assert all(re.fullmatch(r"[A-Z][a-z]+( [A-Z][a-z]+)?", name) for name in made)
+    assert 0.1 < sum(" " in name for name in made) / len(made) < 0.2
+
+
 def bare(text):
     """Without the places for entities, which are only names."""
     return re.sub(r"\{\w+\}", "*", text).strip().lower()
@@ -92,7 +118,8 @@ def test_phrasings_of_the_sides_are_disjoint():
     assert len(phrases["train"]) > 800
     assert len(phrases["dev"]) >= 18
     assert len(phrases["dev2"]) >= 28
-    assert len(phrases["test"]) >= 28
+    assert len(phrases["dev3"]) >= 28
+    assert len(phrases["test"]) >= 70
     for a, b in itertools.combinations(phrases, 2):
         assert not {bare(text) for text in phrases[a]} & {bare(text) for text in phrases[b] if len(text) > 12}
     # nor is a held-out sentence part of anything that training is composed of
@@ -107,6 +134,52 @@ def test_training_draws_another_form_every_time_and_none_that_is_held_out(data, 
     assert len(set(forms)) > (400 if family == "labels" else 560)
     held_out = {bare(text) for wording in WORDINGS.values() for text in wording.phrases() if len(text) > 12}
     assert not [text for text in held_out if any(text in bare(form) for form in forms)]
+
+
+@pytest.mark.parametrize("side", SIDES[1:])
+def test_every_phrasing_of_a_side_names_its_entities(side):
+    wording = WORDINGS[side]
+    for lookup in (*wording.needles, *wording.multi_values, *wording.multi_queries):
+        assert re.findall(r"\{(\w)\}", lookup.ask) == ["k"]
+        assert sorted(re.findall(r"\{(\w)\}", lookup.item)) == ["k", "v"]
+    assert all("{v}" in lookup.item and "{" not in lookup.ask for lookup in wording.passkeys)
+    assert all('"{k}"' in lookup.ask and "{" not in lookup.item for lookup in wording.jsons)
+    for listing in wording.chains:
+        assert sorted(re.findall(r"\{(\w)\}", listing.ask)) == ["e", "n", "s"]
+        assert "{" not in listing.head + listing.line
+    for lookup in wording.paths:
+        assert set(re.findall(r"\{(\w)\}", lookup.item)) == {"a", "b", "m"}
+        assert {"a", "b"} <= set(re.findall(r"\{(\w)\}", lookup.ask))
+    for base, hop, ask in wording.assignments:
+        assert [sorted(set(re.findall(r"\{(\w)\}", text))) for text in (base, hop, ask)] == [
+            ["a", "v"],
+            ["a", "b"],
+            ["v"],
+        ]
+    assert all("{w}" in text for text in wording.label_lines)
+    assert all(row[1].count("{c}") == 1 for row in wording.rows)
+    assert all(text.count("{c}") == 1 for text in wording.tables)
+
+
+def test_an_entity_of_the_test_side_stands_after_a_space_wherever_it_stands():
+    """Else it would be other tokens in the question than in the text. Cells are an exception: they follow a mark."""
+    wording = WORDINGS["test"]
+    lookups = (*wording.needles, *wording.passkeys, *wording.multi_values, *wording.multi_queries, *wording.paths)
+    texts = [text for form in (*lookups, *wording.assignments) for text in form]
+    texts += [text.replace('"', "") for form in (*wording.jsons, *wording.chains) for text in form]
+    for text in (*texts, *wording.tables):
+        assert all(text[found.start() - 1 : found.start()] == " " for found in re.finditer(r"\{\w\}", text)), text
+    assert all(listing.line.endswith(" ") for listing in wording.chains)
+    assert not [row for row in wording.rows if row[1][-1].isalnum() or row[1][-1] == " "]
+
+
+def test_the_third_dev_side_draws_what_it_drew_as_the_test_side():
+    assert [seed_name(side) for side in SIDES] == ["train", "dev", "dev2", "test", "test3"]
+
+
+def test_running_text_for_any_model_leaves_the_books_of_the_test_side_closed(data):
+    names = {name.removesuffix(".txt.gz") for name in read_texts(data, "perplexity").names}
+    assert {book_side(name) for name in names} == set(DEV_SIDES)
 
 
 def test_a_training_question_never_begins_with_an_entity(data):

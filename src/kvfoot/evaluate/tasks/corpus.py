@@ -1,7 +1,7 @@
 """Books, words and towns, read from a data folder: the raw material of every task.
 
 Layout of the folder: `books/*.txt.gz`, `words/{noun,adjective,verb}list.txt`, `longproc/longproc_core.tar.gz` (real
-town names, for the two dev sides only).
+town names, for dev and dev2 only).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SENTENCE = re.compile(r'[.!?]["”]? (?=["“]?[A-Z])')
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Entities of one side. Words are lower case, 3 to 11 letters; towns are real names (dev sides only)."""
+    """Entities of one side. Words are lower case, 3 to 11 letters; towns are real names (dev and dev2 only)."""
 
     side: Side
     adjectives: tuple[str, ...]

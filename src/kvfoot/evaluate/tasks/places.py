@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 from kvfoot.evaluate.tasks.split import Side
 
@@ -40,22 +41,44 @@ DEV2_HEADS = _words(
 DEV2_TAILS = _words(
     "dello fara gnano lana lerno lucca miglia mona nara nezza nova pavia rento sano sesto taro vena zzola"
 )
-TEST_HEADS = _words(
+DEV3_HEADS = _words(
     "Aga Bako Chi Dze Epo Gwe Imba Kago Kwa Lusi Mba Ngo Nyu Oga Rusa Sefi Tembo Uda Wiki Yao Zuma Itza Quetz Xala"
 )
-TEST_TAILS = _words(
+DEV3_TAILS = _words(
     "banga bweni dalla desi fwe gali huru kasu kondo langa lulu masi mbezi nkwe rani sekou tuka vembe wela zimu"
 )
-# the heads and tails of the sides that are held out
-HELD_OUT: dict[Side, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "dev": (DEV_HEADS, DEV_TAILS),
-    "dev2": (DEV2_HEADS, DEV2_TAILS),
-    "test": (TEST_HEADS, TEST_TAILS),
+TEST_HEADS = _words(
+    "Ametza Berro Caldu Denea Egui Fraxe Gorri Huesca Iturra Jauri Kemena Llora Mendi Nava Oiar Penya Quinta Ribera "
+    "Segui Txaba Urkia Vilo Wamba Xerta Yebra Zumai"
+)
+TEST_TAILS = _words(
+    "alde bide cerro dorra erreka fria gain harri illo jona koa larra mira nuela oste puig querol roca solana tegui "
+    "ubide vella xe zabal"
+)
+TEST_BEFORE = _words("Santa Monte Torre Casa Playa")
+
+
+class Grammar(NamedTuple):
+    """A name is a head and one or two tails; where there is a `before`, one name in seven has a second word."""
+
+    heads: tuple[str, ...]
+    tails: tuple[str, ...]
+    before: tuple[str, ...] = ()
+
+
+HELD_OUT: dict[Side, Grammar] = {
+    "dev": Grammar(DEV_HEADS, DEV_TAILS),
+    "dev2": Grammar(DEV2_HEADS, DEV2_TAILS),
+    "dev3": Grammar(DEV3_HEADS, DEV3_TAILS),
+    "test": Grammar(TEST_HEADS, TEST_TAILS, TEST_BEFORE),
 }
 
 _FROM_TRAIN = re.compile(f"(?:{'|'.join(TRAIN_HEADS)})(?:{'|'.join(TRAIN_JOINTS)})?(?:{'|'.join(TRAIN_TAILS)})")
 _HELD_OUT = re.compile(
-    "|".join(f"(?:{'|'.join(heads)})(?:{'|'.join(tails)}){{1,2}}" for heads, tails in HELD_OUT.values())
+    "|".join(
+        "|".join((f"(?:{'|'.join(side.heads)})(?:{'|'.join(side.tails)}){{1,2}}", *side.before))
+        for side in HELD_OUT.values()
+    )
 )
 _CONSONANTS = _words("b c d f g h j k l m n p r s t v w z br ch cr dr fl gr kl pr sh sk st th tr")
 _VOWELS = _words("a e i o u ai au ea ie oa ou")
@@ -112,7 +135,9 @@ def made_up(rng: random.Random, side: Side) -> str:
     if side == "train":
         name = _train(rng)
         return made_up(rng, side) if any(_HELD_OUT.fullmatch(word) for word in name.split()) else name
-    heads, tails = HELD_OUT[side]
+    heads, tails, before = HELD_OUT[side]
     middle = rng.choice(tails) if rng.random() < 0.3 else ""
     name = rng.choice(heads) + middle + rng.choice(tails)
+    if before and rng.random() < 1 / 7:
+        name = f"{rng.choice(before)} {name}"
     return made_up(rng, side) if trainable(name) else name

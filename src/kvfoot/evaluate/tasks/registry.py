@@ -23,13 +23,13 @@ from kvfoot.evaluate.tasks import (
 from kvfoot.evaluate.tasks.corpus import Corpus
 from kvfoot.evaluate.tasks.draw import Draw
 from kvfoot.evaluate.tasks.fit import fit
-from kvfoot.evaluate.tasks.phrases_eval import DEV, DEV2
+from kvfoot.evaluate.tasks.phrases_eval import DEV, DEV2, DEV3
 from kvfoot.evaluate.tasks.phrases_test import TEST
 from kvfoot.evaluate.tasks.sample import Category, Count, Draft, Metric, Sample
-from kvfoot.evaluate.tasks.split import Side
+from kvfoot.evaluate.tasks.split import Side, seed_name
 from kvfoot.evaluate.tasks.wording import FixedWording
 
-WORDINGS: dict[Side, FixedWording] = {"dev": DEV, "dev2": DEV2, "test": TEST}
+WORDINGS: dict[Side, FixedWording] = {"dev": DEV, "dev2": DEV2, "dev3": DEV3, "test": TEST}
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,12 @@ class Task:
         wording = WORDINGS.get(corpus.side)
         if wording is None:
             raise UsageError(
-                "the training side has no evaluation wording: read the corpus with side 'dev', 'dev2' or 'test'"
+                "the training side has no evaluation wording: read the corpus with side 'dev', 'dev2', 'dev3' or 'test'"
             )
         for attempt in range(20):
-            draw = Draw(f"{corpus.side}/{self.name}/{length}/{seed}/{index}/{attempt}", corpus, wording, count)
+            draw = Draw(
+                f"{seed_name(corpus.side)}/{self.name}/{length}/{seed}/{index}/{attempt}", corpus, wording, count
+            )
             shape = self.shape
             if isinstance(shape, passkey.PasskeyShape) and shape.depth is None:
                 shape = passkey.PasskeyShape(shape.keys, shape.values, (index * 0.381966) % 1)

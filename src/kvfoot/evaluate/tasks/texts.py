@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kvfoot.core.errors import UsageError
 from kvfoot.evaluate.tasks.corpus import sentence_starts
-from kvfoot.evaluate.tasks.split import book_side
+from kvfoot.evaluate.tasks.split import DEV_SIDES, book_side
 
 _WORD = re.compile(r"[a-z]{2,}")
 SUFFIXES = (".txt", ".txt.gz")
@@ -64,7 +64,8 @@ class Texts:
 def read_texts(folder: Path | None, task: str) -> Texts:
     """All .txt and .txt.gz files of `folder`, or of its `books`. `UsageError` says how to name one.
 
-    Where the folder holds the books that kvfoot-recall was not trained on, only those are taken.
+    Where the folder holds books of the dev sides, which kvfoot-recall was not trained on, only those are taken; those of
+    the test side stay closed.
     """
     if folder is None:
         raise UsageError(
@@ -80,7 +81,7 @@ def _read(folder: Path) -> Texts:
         raise UsageError(f"--data {folder}: no such folder: name one with .txt or .txt.gz books")
     places = [place for place in (folder, folder / "books") if place.is_dir()]
     paths = [path for place in places for path in sorted(place.iterdir()) if path.name.endswith(SUFFIXES)]
-    held_out = [path for path in paths if book_side(path.name.removesuffix(".gz").removesuffix(".txt")) != "train"]
+    held_out = [path for path in paths if book_side(path.name.removesuffix(".gz").removesuffix(".txt")) in DEV_SIDES]
     names, contents = [], []
     for path in held_out or paths:
         data = path.read_bytes()

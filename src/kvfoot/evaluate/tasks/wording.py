@@ -77,7 +77,7 @@ class Wording(Protocol):
 
 @dataclass(frozen=True)
 class FixedWording:
-    """A few phrasings a family, none of which is trained on: the dev and the test side."""
+    """A few phrasings a family, none of which is trained on: the dev sides and the test side."""
 
     needles: tuple[Lookup, ...]
     passkeys: tuple[Lookup, ...]

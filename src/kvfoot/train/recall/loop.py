@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from kvfoot.core.errors import UsageError
 from kvfoot.evaluate.tasks.corpus import read_corpus
 from kvfoot.evaluate.tasks.registry import find_task
-from kvfoot.evaluate.tasks.split import Side
+from kvfoot.evaluate.tasks.split import DEV_SIDES, Side
 from kvfoot.evaluate.tasks.wording_train import TrainWording
 from kvfoot.train.recall.books import encode_books
 from kvfoot.train.recall.checkpoint import load_model, load_state, save_model, save_state
@@ -30,7 +30,6 @@ from kvfoot.train.recall.scores import Encoded, run, score
 from kvfoot.train.recall.vocab import save_tokenizer, train_tokenizer
 from kvfoot.train.recall.writer import ANSWER, BOOK, FILLER, Writer
 
-DEV_SIDES: tuple[Side, ...] = ("dev", "dev2")
 PROBES = ("passkey", "keys16", "multivalue", "multiquery", "variables", "chain", "path", "table")
 LONG_PROBES = ("keys16", "variables", "chain", "path", "table")
 CODES = {"filler": FILLER, "book": BOOK, "answer": ANSWER}
