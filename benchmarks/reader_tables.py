@@ -34,6 +34,7 @@ from kvfoot.evaluate.answers import Lane, follow
 from kvfoot.evaluate.catalog import find
 from kvfoot.evaluate.sweep import Sweep, Variant
 from kvfoot.evaluate.tasks.corpus import read_corpus
+from kvfoot.evaluate.tasks.split import SIDES
 from kvfoot.evaluate.worker import Job, Worker
 from kvfoot.report.interval import interval, student
 
@@ -226,7 +227,7 @@ def main() -> None:
     parser.add_argument("--variants", default="table", help="names, separated by commas")
     parser.add_argument("--keep", type=float, default=0.125, help="K over L")
     parser.add_argument("--similarity", type=float, help="of the dynamic variants (kvfoot calibrate refreshkv)")
-    parser.add_argument("--side", choices=("dev", "dev2", "test"), default="dev", help="books (perplexity)")
+    parser.add_argument("--side", choices=SIDES[1:], default="dev", help="books (perplexity)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--dtype", default="auto")

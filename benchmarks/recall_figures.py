@@ -52,14 +52,14 @@ def text(x: float, y: float, words: str, anchor: str = "start", **style: str) ->
     return f'<text x="{x:.1f}" y="{y:.1f}" {FONT} text-anchor="{anchor}"{extra}>{words}</text>'
 
 
-def heads_figure(record: dict[str, Any]) -> str:
+def heads_figure(record: dict[str, Any], side: str) -> str:
     """A table of squares: KV heads by task."""
     heads, tasks = record["heads"], list(record["base"])
     left, top, wide, high = 60, 70, 92, 19
     title = f"One KV head sees {SINKS} sinks and the last {WINDOW} only: change of answer NLL, nats a token"
     out = [
         text(8, 18, title, font_weight="bold"),
-        text(8, 34, f"held-out test side, {record['length']} tokens; last row: NLL with full attention"),
+        text(8, 34, f"{side} side of this release, {record['length']} tokens; last row: NLL with full attention"),
     ]
     middles = [left + wide * (column + 0.5) for column in range(len(tasks))]
     out += [text(x, top - 8, task, "middle") for x, task in zip(middles, tasks, strict=True)]
@@ -138,8 +138,9 @@ def main() -> None:
     parser.add_argument("--record", type=Path, default=Path("docs/recall/records/test.json"))
     parser.add_argument("--out", type=Path, default=Path("docs/recall"))
     given = parser.parse_args()
-    record = json.loads(given.record.read_text())["heads"]
-    (given.out / "heads.svg").write_text(heads_figure(record))
+    whole = json.loads(given.record.read_text())
+    record = whole["heads"]
+    (given.out / "heads.svg").write_text(heads_figure(record, whole["side"]))
     (given.out / "attention.svg").write_text(attention_figure(given.model, given.data, record))
 
 

@@ -1,8 +1,8 @@
 """One run, or one piece of a run, of the recipe of kvfoot-recall, with its evaluation.
 
-    python benchmarks/recall_run.py --data DATA --out OUT [--piece 9 ...] [--resume] [--evaluate dev dev2]
+    python benchmarks/recall_run.py --data DATA --out OUT [--piece 9 ...] [--resume] [--evaluate dev dev2 dev3]
 
-`--evaluate test` opens the test side: once, for a final checkpoint.
+`--evaluate test` opens the test side: once, for a final checkpoint, and never for one that was trained on its books.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from kvfoot.evaluate.tasks.split import SIDES
 from kvfoot.train.recall.evaluation import evaluate_recall
 from kvfoot.train.recall.loop import train_recall
 from kvfoot.train.recall.options import RecallOptions, Recipe
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--start-from", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--skip-training", action="store_true")
-    parser.add_argument("--evaluate", nargs="+", choices=("dev", "dev2", "test"), default=[], help="sides")
+    parser.add_argument("--evaluate", nargs="+", choices=SIDES[1:], default=[], help="sides")
     parser.add_argument("--answers", type=int, default=200)
     parser.add_argument("--heads", type=int, default=24, help="contexts a task for the effect of each head")
     parser.add_argument("--longest", type=int, default=16384)

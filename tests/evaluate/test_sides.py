@@ -128,6 +128,22 @@ def test_phrasings_of_the_sides_are_disjoint():
         assert [text for text in map(bare, phrases[side]) if len(text) > 12 and text in trained] == []
 
 
+def runs(text, count):
+    """Every run of `count` words of a phrase; an entity is one word."""
+    words = re.findall(r"[a-z*']+", bare(text))
+    return {" ".join(words[at : at + count]) for at in range(len(words) - count + 1)}
+
+
+def test_the_test_side_shares_no_six_words_in_a_row_with_any_other_side(data):
+    others = {side: wording.phrases() for side, wording in WORDINGS.items() if side != "test"}
+    others["train"] = {*training_words(), *(form for family in FORMS for form in drawn(data, family, 300))}
+    mine = {text: runs(text, 6) for text in WORDINGS["test"].phrases()}
+    assert sum(map(len, mine.values())) > 400
+    for phrases in others.values():
+        theirs = set().union(*(runs(text, 6) for text in phrases))
+        assert {text: found & theirs for text, found in mine.items() if found & theirs} == {}
+
+
 @pytest.mark.parametrize("family", list(FORMS))
 def test_training_draws_another_form_every_time_and_none_that_is_held_out(data, family):
     forms = drawn(data, family, 600)

@@ -46,8 +46,8 @@ TEST = FixedWording(
             "What did the meter at {k} read? I need each evening, beginning with the first.",
         ),
         Lookup(
-            " Invoice {v} was sent to {k} as well.",
-            "Make a list of the invoices sent to {k}. Older ones come before newer ones.",
+            " They also billed {k} on invoice {v}.",
+            "Make a list of the invoices on which {k} was billed. Older ones come before newer ones.",
         ),
         Lookup(
             " Of the raffle tickets, {v} went to {k}.",
@@ -69,7 +69,7 @@ TEST = FixedWording(
         Lookup("This is what the server sent back:\n", 'What did the server send back for "{k}"?'),
         Lookup(
             "I have pasted the lookup table here, as JSON.\n",
-            'Please look for "{k}" in the table I pasted and tell me what it maps to.',
+            'Could you tell me what the pasted table maps "{k}" to?',
         ),
         Lookup("Saved state of the program: ", 'What does the saved state have for "{k}"?'),
     ),
@@ -88,7 +88,7 @@ TEST = FixedWording(
         ),
         Listing(
             "",
-            "* ",
+            "word pair ",
             "Go through {n} of the pairs, always on to the pair that takes up the word the last one left off with. "
             'You set out from "{s}" and arrive at "{e}".',
         ),
@@ -96,15 +96,15 @@ TEST = FixedWording(
     paths=(
         Lookup(
             "There is only one way out of {a} and that is the {m} to {b}.\n",
-            "How do I get from {a} to {b}? Write down the whole trip.",
+            "How do I get from {a} to {b}? I would like the whole trip on paper.",
         ),
         Lookup(
             "If you are in {a}, a {m} will bring you to {b}.\n",
             "We are in {a} now and have to be in {b} by Sunday. What do we take, and where do we change?",
         ),
         Lookup(
-            "The {m} that leaves {a} goes to {b} and nowhere else.\n",
-            "Plan a tour for me, ride by ride. It begins in {a} and ends in {b}.",
+            "The {m} out of {a} stops nowhere but in {b}.\n",
+            "Plan a tour for me, ride by ride: the first stop is {a}, the last one {b}.",
         ),
         Lookup(
             "For a trip to {b}, people in {a} use the {m}.\n",

@@ -64,8 +64,8 @@ class Texts:
 def read_texts(folder: Path | None, task: str) -> Texts:
     """All .txt and .txt.gz files of `folder`, or of its `books`. `UsageError` says how to name one.
 
-    Where the folder holds books of the dev sides, which kvfoot-recall was not trained on, only those are taken; those of
-    the test side stay closed.
+    Where the folder holds books of the dev sides, which kvfoot-recall was not trained on, only those are taken; those
+    of the test side stay closed.
     """
     if folder is None:
         raise UsageError(

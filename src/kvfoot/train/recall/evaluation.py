@@ -1,4 +1,4 @@
-"""Abilities of a checkpoint on the dev or the test side: tasks by length, book text, and the effect of each head."""
+"""Abilities of a checkpoint on a dev side or the test side: tasks by length, book text, and the effect of each head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from kvfoot.core.errors import UsageError
 from kvfoot.evaluate.tasks.corpus import Corpus, read_corpus
 from kvfoot.evaluate.tasks.registry import find_task
-from kvfoot.evaluate.tasks.split import Side
+from kvfoot.evaluate.tasks.split import DESCRIPTIONS, Side
 from kvfoot.train.recall.books import encode_books
 from kvfoot.train.recall.checkpoint import load_model
 from kvfoot.train.recall.feed import one_thread
@@ -141,7 +141,8 @@ def evaluate_recall(
     }
     for window, found in text.items():
         say(f"books {window}: {found['nats_per_character']} nats a character, {found['by_position']}")
-    record: dict[str, Any] = {"side": side, "seed": seed, "device": device, "scores": scores, "books": text}
+    record: dict[str, Any] = {"side": side, "description": DESCRIPTIONS[side], "seed": seed, "device": device}
+    record |= {"scores": scores, "books": text}
     if head_jobs:
         head_sets = {job[0]: sets[job] for job in head_jobs}
         record["heads"] = head_effects(net, head_sets, heads_at, rows(heads_at))
