@@ -1,5 +1,6 @@
 """Nothing that evaluation uses was trained on: books, words, towns, phrasings."""
 
+import hashlib
 import itertools
 import random
 import re
@@ -10,7 +11,7 @@ import pytest
 from kvfoot.core.errors import UsageError
 from kvfoot.evaluate.tasks import phrases_train, places, read_corpus, records_train, wording_train
 from kvfoot.evaluate.tasks.draw import Draw
-from kvfoot.evaluate.tasks.registry import WORDINGS
+from kvfoot.evaluate.tasks.registry import WORDINGS, find_task
 from kvfoot.evaluate.tasks.split import BOOKS, DEV_SIDES, SIDES, book_side, seed_name, word_side
 from kvfoot.evaluate.tasks.texts import read_texts
 
@@ -189,8 +190,15 @@ def test_an_entity_of_the_test_side_stands_after_a_space_wherever_it_stands():
     assert not [row for row in wording.rows if row[1][-1].isalnum() or row[1][-1] == " "]
 
 
-def test_the_third_dev_side_draws_what_it_drew_as_the_test_side():
+def test_the_third_dev_side_draws_what_it_drew_as_the_test_side(data):
+    """The digest is of the side's samples when it was called `test`: the second release was published on them."""
     assert [seed_name(side) for side in SIDES] == ["train", "dev", "dev2", "test", "test3"]
+    corpus = read_corpus(data, "dev3")
+    found = hashlib.sha256()
+    for name in ("passkey", "keys16", "multivalue", "variables", "chain", "path", "table"):
+        sample = find_task(name).sample(corpus, lambda texts: sum(map(len, texts)) // 4, 4096, 1)
+        found.update(repr((sample.pieces, sample.turns)).encode())
+    assert found.hexdigest()[:16] == "18f86ec8d8ba7f10"
 
 
 def test_running_text_for_any_model_leaves_the_books_of_the_test_side_closed(data):
