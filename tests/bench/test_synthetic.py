@@ -86,10 +86,10 @@ def test_as_many_sequences_as_the_pool_admits(variant: Variant) -> None:
     plan = variant.plan(g, PROMPT)
     left = shortened(plan, g, PROMPT)
     assert np.array_equal(kept(left, g), kept(plan, g))
-    own, page = peak_pages(left, g, 16, LATER + 1), 2 * 8 * 4 * 16 + (4 * 16 if plan.planes else 0)
+    own, page = peak_pages(left, g, 16, LATER), 2 * 8 * 4 * 16 + (4 * 16 if plan.planes else 0)
     pages = max(own, peak_pages(plan, g, 16, 0)) + 2 * own
-    assert admitted(plan, left, g, 16, pages, LATER + 1) == 3
-    assert admitted(plan, left, g, 16, pages - 1, LATER + 1) == 2
+    assert admitted(plan, left, g, 16, pages, LATER) == 3
+    assert admitted(plan, left, g, 16, pages - 1, LATER) == 2
     engine = Engine(model, kv_memory=pages * page)
     side = Ours(engine, variant, PROMPT, 3, LATER, True)
     side.decode(LATER)
@@ -97,7 +97,7 @@ def test_as_many_sequences_as_the_pool_admits(variant: Variant) -> None:
     with pytest.raises(PoolExhausted):
         Ours(engine, variant, PROMPT, 4 + pages // own - 3, LATER, True)
     with pytest.raises(UsageError, match="one sequence needs"):
-        admitted(plan, left, g, 16, own - 1, LATER + 1)
+        admitted(plan, left, g, 16, own - 1, LATER)
     runner = engine.runner([left], 1)
     from kvfoot.engine.sampler import Sampling
 

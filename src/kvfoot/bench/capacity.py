@@ -42,7 +42,7 @@ class Filling:
             plan = variant.plan(geometry, prompt)
             left = shortened(plan, geometry, prompt)
             pages = size // page_bytes(plan, geometry, itemsize, page_size)
-            count = admitted(plan, left, geometry, page_size, pages, self.decoded + 1)
+            count = admitted(plan, left, geometry, page_size, pages, self.decoded)
             found[variant.title] = count if self.most is None else min(count, self.most)
         return found
 

@@ -49,7 +49,7 @@ class Decoding:
         for variant in self.variants:
             plan = variant.plan(geometry, prompt)
             plan = shortened(plan, geometry, prompt) if self.synthetic else plan
-            pages = self.batch * peak_pages(plan, geometry, page_size, self.decoded + 1)
+            pages = self.batch * peak_pages(plan, geometry, page_size, self.decoded)
             found[variant.title] = pages * page_bytes(plan, geometry, itemsize, page_size)
         if self.transformers:
             dense = self.batch * dense_bytes(geometry, itemsize, self.context)

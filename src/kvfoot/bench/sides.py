@@ -57,7 +57,7 @@ class Ours:
         self.engine, self.name, self.times = engine, variant.title, Times()
         method, plan = variant.of(engine.geometry), variant.plan(engine.geometry, prompt)
         whole = shortened(plan, engine.geometry, prompt) if synthetic else plan
-        self.runner = engine.runner([whole] * batch, later + 1)
+        self.runner = engine.runner([whole] * batch, later)
         size = engine.model.config.vocab_size
         tokens = torch.randint(size, (prompt,), generator=torch.Generator().manual_seed(0)).tolist()
         self.sequences, self.logits = [], []
