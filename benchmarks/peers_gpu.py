@@ -91,19 +91,15 @@ class Theirs:
         self.read: list[int] = []
 
     def decode(self, steps: int, measured: bool = True) -> None:
-        device = self.run.model.device
-        wait(device)
-        began, each, read = perf_counter(), [], []
-        for _ in range(steps):
-            start = perf_counter()
+        wait(self.run.model.device)
+        marks, read = [perf_counter()], []
+        for _ in range(steps + 1):
             self.token = int(self.run.step(self.token).argmax())
-            each.append(1e3 * (perf_counter() - start))
+            marks.append(perf_counter())
             read.append(self.run.held)
-        wait(device)
         if measured:
-            self.times.rounds.append(1e3 * (perf_counter() - began) / steps)
-            self.times.steps += each
-            self.read += read
+            self.times.add(marks)
+            self.read += read[1:]
 
     def kv_bytes(self) -> float:
         """All that is stored: masked entries are read like others."""
@@ -169,7 +165,7 @@ def main() -> None:
     memory.require({"weights": weights, "caches": 7 * dense, "one layer's copies": dense}, device)
     model = shapes.build(args.shape, kind, device)
     model.name_or_path = args.shape
-    decoded = args.warm + args.rounds * args.steps
+    decoded = args.warm + 1 + args.rounds * (args.steps + 1)
     bandwidth = copy_bandwidth(device)
     engine, live = build(model, s, args.backend or ("triton" if device.type == "cuda" else "sdpa"), decoded)
     for side in live:

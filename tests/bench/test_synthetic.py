@@ -40,7 +40,7 @@ def test_as_after_a_prompt_that_was_read(variant: Variant, kind: str) -> None:
     engine = Engine(build(kind), poison=True)
     real, made = (Ours(engine, variant, PROMPT, 1, LATER, synthetic) for synthetic in (False, True))
     for side in (real, made):
-        side.decode(LATER)
+        side.decode(LATER - 1)
         side.runner.cache.check()
         side.sequences[0].verify()
     lens = [side.sequences[0].rows.lens for side in (real, made)]
@@ -72,7 +72,7 @@ def test_a_division_by_scores_is_refused() -> None:
     with pytest.raises(UsageError, match="--fill prompt"):
         Ours(engine, adakv, PROMPT, 1, LATER, True)
     side = Ours(engine, adakv, PROMPT, 1, LATER, False)
-    side.decode(LATER)
+    side.decode(LATER - 1)
     assert side.facts()["entries_per_row"] == round(PROMPT / 4)
 
 
@@ -92,7 +92,7 @@ def test_as_many_sequences_as_the_pool_admits(variant: Variant) -> None:
     assert admitted(plan, left, g, 16, pages - 1, LATER) == 2
     engine = Engine(model, kv_memory=pages * page)
     side = Ours(engine, variant, PROMPT, 3, LATER, True)
-    side.decode(LATER)
+    side.decode(LATER - 1)
     side.close()
     with pytest.raises(PoolExhausted):
         Ours(engine, variant, PROMPT, 4 + pages // own - 3, LATER, True)

@@ -54,7 +54,7 @@ def test_cases_are_saved_one_by_one_and_resumed(
     record = BenchRecord.from_json((tmp_path / "keep12-128k.json").read_text())
     assert record.command == "python benchmarks/gpu.py --only keep12-128k --shape tiny"
     (row,) = record.figures["sides"].values()
-    prompt = 128 * 16 - 24
+    prompt = 128 * 16 - 2 * 13
     assert row["entries_per_row"] == 7 * round(0.12 * 256) + round(0.12 * (prompt - 7 * 256))
     capsys.readouterr()
     assert call(gpu, monkeypatch, tmp_path, "--only", names) == 0

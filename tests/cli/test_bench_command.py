@@ -75,8 +75,8 @@ def test_prefill_and_capacity(kvfoot: Any, tmp_path: Path) -> None:
     said = kvfoot("bench", "capacity", *QUICK, *asked, "--context", 240, "--kv-memory", "256KiB", "--out", path)
     assert said.code == 0, said.err
     sides = BenchRecord.from_json(path.read_text()).figures["sides"]
-    # 124 pages with positions, 4 x 4 a sequence (59 entries kept of 235, 5 decoded); 128 without, 4 x 15
-    assert [row["sequences"] for row in sides.values()] == [7, 2]
+    # 124 pages with positions, 4 x 5 a sequence (58 entries kept of 232, 8 decoded); 128 without, 4 x 15
+    assert [row["sequences"] for row in sides.values()] == [6, 2]
     assert "sequences" in said.out
 
 
@@ -86,7 +86,7 @@ def test_prefill_and_capacity(kvfoot: Any, tmp_path: Path) -> None:
         (("--model-shape", "llama-3.1-7b"), ["'llama-3.1-7b'", "did you mean llama-3.1-8b"]),
         (("--context", "16K"), ["--context 16384", "8192 positions"]),
         (("--context", "much"), ["--context much", "4K"]),
-        (("--context", "100"), ["--context 100", "136 decoded tokens"]),
+        (("--context", "100"), ["--context 100", "142 decoded tokens"]),
         (("--method", "snapvk"), ["'snapvk'", "did you mean snapkv"]),
         (("--method", "snapkv"), ["needs a size"]),
         (("--method", "snapkv", "--keep", "2"), ["keep=2", "(0, 1]"]),

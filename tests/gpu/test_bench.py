@@ -42,8 +42,9 @@ def test_decode(engine: Engine, tmp_path: Path) -> None:
     what = Decoding((SNAPKV, HEADS, REFRESH, FULL), 2048, batch=2, steps=8, rounds=2, warm=8)
     figures = decode(engine, what, quiet, 1e12)
     assert figures["interleaved"]
-    g, mean = engine.geometry, 2048 - 24 + 8 + 17 / 2
-    dense = 2 * g.rows * g.entry_bytes(2) * mean
+    g, prompt = engine.geometry, 2048 - 9 - 2 * 9
+    reads = [prompt + 9 + 9 * r + i + 1 for r in range(2) for i in range(1, 9)]
+    dense = 2 * g.rows * g.entry_bytes(2) * sum(reads) / 16
     assert figures["sides"]["full"]["kv_bytes"] == figures["sides"][TRANSFORMERS]["kv_bytes"] == dense
     for row in figures["sides"].values():
         assert row["roofline_ms"] == pytest.approx((row["weights_bytes"] + row["kv_bytes"]) / 1e9)

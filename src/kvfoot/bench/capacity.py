@@ -8,10 +8,12 @@ from kvfoot.bench import memory
 from kvfoot.bench.decode import row
 from kvfoot.bench.measure import copy_bandwidth
 from kvfoot.bench.shapes import streamed_bytes
-from kvfoot.bench.sides import Ours
+from kvfoot.bench.sides import Ours, collect
 from kvfoot.bench.synthetic import SAID, shortened
 from kvfoot.bench.variant import Variant, admitted, context_of, page_bytes
+from kvfoot.core.errors import PoolExhausted, UsageError
 from kvfoot.core.geometry import Geometry
+from kvfoot.core.hooks import Plan
 from kvfoot.engine.engine import Engine
 
 Tell = Callable[[str], None]
@@ -33,7 +35,7 @@ class Filling:
 
     @property
     def decoded(self) -> int:
-        return self.warm + self.rounds * self.steps
+        return self.warm + 1 + self.rounds * (self.steps + 1)
 
     def batches(self, geometry: Geometry, itemsize: int, page_size: int, size: int) -> dict[str, int]:
         """Sequences of each variant that a pool of `size` bytes admits. Raises UsageError where it is none."""
@@ -70,9 +72,13 @@ def capacity(engine: Engine, what: Filling, tell: Tell, bandwidth: float | None 
 def _one(
     engine: Engine, what: Filling, variant: Variant, batch: int, size: int, tell: Tell, weights: int, bandwidth: float
 ) -> dict[str, Any]:
-    tell(f"{variant.title}: {batch} sequences")
     engine.kv_memory = size
-    prompt = context_of(what.context, what.decoded, engine.geometry)
+    geometry, prompt = engine.geometry, context_of(what.context, what.decoded, engine.geometry)
+    left = shortened(variant.plan(geometry, prompt), geometry, prompt)
+    batch = next(n for n in range(batch, -1, -1) if n == 0 or _admits(engine, left, n, what.decoded))
+    if batch == 0:
+        raise UsageError(f"a pool of {memory.gib(size)} admits no sequence of {variant.title}: raise --kv-memory")
+    tell(f"{variant.title}: {batch} sequences")
     side = Ours(engine, variant, prompt, batch, what.decoded, True)
     side.decode(what.warm, measured=False)
     for _ in range(what.rounds):
@@ -81,3 +87,14 @@ def _one(
     side.close()
     tell(f"{variant.title}: {found['tokens_per_second']:.0f} tokens/s")
     return found
+
+
+def _admits(engine: Engine, left: Plan, count: int, later: int) -> bool:
+    """Whether the engine opens its pool for so many: it may want pages of its own."""
+    try:
+        engine.runner([left] * count, later)
+    except PoolExhausted:
+        return False
+    finally:
+        collect()
+    return True

@@ -21,9 +21,9 @@ Tell = Callable[[str], None]
 class Decoding:
     """What is decoded. context: tokens seen when the last step has been taken, the decoded ones included.
 
-    warm: steps that are not measured, after which `rounds` of `steps` follow, of one side after the other. A reader
-    that refreshes needs `warm` and `steps` of its whole period. synthetic: see bench/synthetic.py; else random tokens
-    are read. transformers: it is measured too.
+    warm: steps that are not measured. Then come `rounds` of `steps`, one side after the other, each with an unmeasured
+    step before it. A reader that refreshes needs `warm` and `steps` of whole periods. synthetic: see
+    bench/synthetic.py; else random tokens are read. transformers: it is measured too.
     """
 
     variants: tuple[Variant, ...]
@@ -37,7 +37,7 @@ class Decoding:
 
     @property
     def decoded(self) -> int:
-        return self.warm + self.rounds * self.steps
+        return self.warm + 1 + self.rounds * (self.steps + 1)
 
     def prompt(self, geometry: Geometry) -> int:
         """Tokens in the cache before the first step. Raises UsageError where the context has no room for them."""

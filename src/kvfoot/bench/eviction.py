@@ -11,9 +11,9 @@ import numpy as np
 from kvfoot.bench.measure import seconds
 from kvfoot.bench.prefill import tokens_of
 from kvfoot.bench.sides import collect
-from kvfoot.bench.synthetic import fill
+from kvfoot.bench.synthetic import fill, standing
 from kvfoot.bench.variant import Variant, context_of
-from kvfoot.core.budget import Cut, PromptPass, held
+from kvfoot.core.budget import PromptPass, held
 from kvfoot.core.errors import UsageError
 from kvfoot.core.hooks import Plan
 from kvfoot.engine.engine import Engine
@@ -76,12 +76,10 @@ def eviction(engine: Engine, what: Evicting, tell: Tell) -> dict[str, Any]:
 
 def _read(engine: Engine, variant: Variant, plan: Plan, part: PromptPass, lens: np.ndarray) -> float:
     """Seconds of one pass behind `lens` entries."""
-    before = PromptPass(0, part.start, Cut("all", lens.astype(np.int32)))
-    runner = engine.runner([replace(plan, passes=(before, part))], 1)
-    own = replace(plan, passes=(part,))
+    whole = replace(plan, passes=(*standing(lens, part.start), part))
+    runner, own = engine.runner([whole], 1), replace(plan, passes=(part,))
     sequence = runner.open(tokens_of(engine, part.stop), variant.of(engine.geometry), own, Sampling(), 0)
-    if part.start:
-        fill(runner.cache, sequence, before, lens)
+    fill(runner.cache, sequence, whole)
     taken = seconds(partial(runner.prefill, sequence), engine.device)
     runner.cache.release(sequence.rows)
     del runner, sequence

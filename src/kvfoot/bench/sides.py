@@ -2,7 +2,8 @@
 
 import gc
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -11,22 +12,29 @@ import torch
 from transformers import DynamicCache
 
 from kvfoot.bench.measure import wait
-from kvfoot.bench.synthetic import fill, later_passes, shortened
+from kvfoot.bench.synthetic import fill, shortened
 from kvfoot.bench.variant import TRANSFORMERS, Variant
 from kvfoot.cache.trace import Pass, Trace
 from kvfoot.core.geometry import Geometry
 from kvfoot.engine.clock import Clock
 from kvfoot.engine.engine import Engine
+from kvfoot.engine.runner import Event
 from kvfoot.engine.sampler import Sampling
 from kvfoot.models.bridge import attach, detach
 
 
 @dataclass
 class Times:
-    """Milliseconds: of a step on average in each round, and of every single step by the side's own clock."""
+    """Milliseconds: of a step on average in each round, and of every single step, from token to token."""
 
     rounds: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
+
+    def add(self, marks: list[float]) -> None:
+        """A round: when each token was there, in seconds; the step up to the second one is not measured."""
+        each = [1e3 * (b - a) for a, b in pairwise(marks[1:])]
+        self.rounds.append(statistics.mean(each))
+        self.steps += each
 
     @property
     def ms(self) -> float:
@@ -35,7 +43,7 @@ class Times:
 
 
 class Side(Protocol):
-    """A batch of sequences that decodes in rounds. kv_bytes: of keys and values that a measured step reads."""
+    """A batch of sequences that decodes in rounds, a step more in each. kv_bytes: what a measured step reads."""
 
     name: str
     times: Times
@@ -55,42 +63,50 @@ class Ours:
     def __init__(self, engine: Engine, variant: Variant, prompt: int, batch: int, later: int, synthetic: bool):
         """prompt: tokens in the cache before the first step; later: tokens decoded in all. Raises PoolExhausted."""
         self.engine, self.name, self.times = engine, variant.title, Times()
+        self.stop, self.marks = 0, list[float]()
         method, plan = variant.of(engine.geometry), variant.plan(engine.geometry, prompt)
         whole = shortened(plan, engine.geometry, prompt) if synthetic else plan
-        self.runner = engine.runner([whole] * batch, later)
+        self.runner, self.left = engine.runner([whole] * batch, later, self._hear), later
         size = engine.model.config.vocab_size
         tokens = torch.randint(size, (prompt,), generator=torch.Generator().manual_seed(0)).tolist()
         self.sequences, self.logits = [], []
         for i in range(batch):
-            left = later_passes(whole) if synthetic else whole
-            sequence = self.runner.open(tokens, method, left, Sampling(), i)
+            own = replace(whole, passes=whole.passes[-1:]) if synthetic else whole
+            sequence = self.runner.open(tokens, method, own, Sampling(), i)
             if synthetic:
-                fill(self.runner.cache, sequence, whole.passes[0])
+                fill(self.runner.cache, sequence, whole)
             self.sequences.append(sequence)
             self.logits.append(self.runner.prefill(sequence, i))
         self.entries = float(np.mean([s.rows.lens for s in self.sequences]))
         self.held_bytes = self.runner.cache.pool.held_bytes
         self.measured: list[Pass] = []
 
+    def _hear(self, event: Event) -> None:
+        """When tokens come, and that a round ends before the sequences do: `left` tokens are theirs."""
+        if event.kind == "token":
+            if event.sequence == len(self.sequences) - 1:
+                self.marks.append(perf_counter())
+            if event.done >= self.stop:
+                self.sequences[event.sequence].done = True
+
     def decode(self, steps: int, measured: bool = True) -> None:
-        """A round of steps of all sequences. The last token of a round is never read: the next round has its own."""
+        """A round of steps of all sequences, and one before them in which the engine takes the batch over, unmeasured.
+
+        The last token of a round is never read: the next round has its own.
+        """
         for sequence in self.sequences:
             if sequence.generated:
                 sequence.tokens.pop()
             sequence.generated.clear()
             sequence.done = False
-        marks = [len(s.trace.passes) for s in self.sequences]
-        clock = Clock()
+        self.stop, self.marks = steps + 2, []
         wait(self.engine.device)
-        began = perf_counter()
-        self.runner.decode(self.sequences, self.logits, steps + 1, Sampling(), clock)
-        wait(self.engine.device)
-        spent = perf_counter() - began
+        self.runner.decode(self.sequences, self.logits, self.left + 1, Sampling(), Clock())
+        self.left -= steps + 1
         if measured:
-            self.times.rounds.append(1e3 * spent / steps)
-            self.times.steps += [1e3 * x for x in clock.steps]
-            for sequence, mark in zip(self.sequences, marks, strict=True):
-                self.measured += sequence.trace.passes[mark:]
+            self.times.add(self.marks)
+            for sequence in self.sequences:
+                self.measured += sequence.trace.passes[-steps:]
 
     def kv_bytes(self) -> float:
         """From the trace: entries read, a scan of keys alone counted half, over the measured steps."""
@@ -134,30 +150,25 @@ class Theirs:
 
     @torch.inference_mode()
     def decode(self, steps: int, measured: bool = True) -> None:
-        """A round of steps; the token comes to the host at each, as generate()'s test for the end has it."""
+        """A round of steps and one before; tokens come to the host, as generate()'s test for the end has them."""
         model = self.engine.model
-        previous = attach(model)
-        detach(model, previous)
+        detach(model, attach(model))
         try:
             wait(self.engine.device)
-            began, each = perf_counter(), []
-            for _ in range(steps):
-                start = perf_counter()
+            marks = [perf_counter()]
+            for _ in range(steps + 1):
                 out = model(input_ids=self.token, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
                 self.token = out.logits[:, -1:].argmax(-1)
                 self.token.tolist()
-                each.append(1e3 * (perf_counter() - start))
-            wait(self.engine.device)
-            spent = perf_counter() - began
+                marks.append(perf_counter())
         finally:
             attach(model)
         if measured:
             size = self.engine.dtype.itemsize
-            own = range(self.seen + 1, self.seen + steps + 1)
+            own = range(self.seen + 2, self.seen + steps + 2)
             self.measured += self.batch * sum(dense_bytes(self.engine.geometry, size, n) for n in own)
-            self.times.rounds.append(1e3 * spent / steps)
-            self.times.steps += each
-        self.seen += steps
+            self.times.add(marks)
+        self.seen += steps + 1
 
     def kv_bytes(self) -> float:
         """What attention has to read: every key and value; the copies that the cache makes are its own affair."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kvfoot.bench.variant import kept
 from kvfoot.cache.kv import KVCache
-from kvfoot.core.budget import Cut, PromptPass, held
+from kvfoot.core.budget import Cut, PromptPass, split
 from kvfoot.core.errors import UsageError
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import POSITION, Plan, Plane
@@ -23,12 +23,15 @@ SAID = (
     "positions evenly spread; the prompt's last token was really read"
 )
 WHOLE = np.iinfo(np.int32).max
+STEP = 512
+"""Tokens of a pass that is not run."""
 
 
 def shortened(plan: Plan, geometry: Geometry, prompt: int) -> Plan:
-    """The plan with two passes: all tokens but the last, which `fill` stands for, and the last.
+    """The plan with passes that `fill` stands for, all tokens but the last, and a pass of the last one.
 
-    Raises UsageError for a plan that divides a layer's entries by scores: there are none.
+    The former only say how many entries there are to be, for the pool: they come and never go. Raises UsageError for a
+    plan that divides a layer's entries by scores: there are none.
     """
     if plan.ragged:
         raise UsageError(
@@ -37,29 +40,26 @@ def shortened(plan: Plan, geometry: Geometry, prompt: int) -> Plan:
         )
     counts = kept(plan, geometry) - 1  # the last token is appended to them, whatever cut decoding has
     counts[[geometry.window(i) is not None for i in range(geometry.layers)]] = WHOLE
-    first = PromptPass(0, prompt - 1, Cut("all", counts.astype(np.int32)))
-    return replace(plan, passes=(first, PromptPass(prompt - 1, prompt, plan.later)))
+    return replace(plan, passes=(*standing(counts, prompt - 1), PromptPass(prompt - 1, prompt, plan.later)))
 
 
-def later_passes(plan: Plan, first: int = 1) -> Plan:
-    """What is left to read after `fill`: the plan's passes from the `first` on."""
-    return replace(plan, passes=plan.passes[first:])
+def standing(lens: np.ndarray, tokens: int) -> tuple[PromptPass, ...]:
+    """Passes over `tokens` tokens that would end with at most `lens` entries per row, int64 [layers, kv_heads]."""
+    cut = Cut("all", lens.astype(np.int32))
+    return tuple(PromptPass(a, b, cut) for a, b in split(tokens, STEP, 1)) if tokens else ()
 
 
 @torch.inference_mode()
-def fill(cache: KVCache, sequence: Sequence, part: PromptPass, lens: np.ndarray | None = None) -> None:
-    """Put a new sequence where the passes up to `part`, included, would have left it.
-
-    lens: entries per row, int64 [layers, kv_heads]; default: what the cut of `part` leaves of a first pass.
-    """
+def fill(cache: KVCache, sequence: Sequence, whole: Plan) -> None:
+    """Put a new sequence where the passes of `whole`, all but the last, would have left it."""
     rows, geometry = sequence.rows, cache.geometry
-    lens = held(part.cut, rows.lens, part.stop - part.start, geometry) if lens is None else lens
+    lens, seen = kept(replace(whole, passes=whole.passes[:-1]), geometry), whole.passes[-1].start
     for layer in range(geometry.layers):
         for length in np.unique(lens[layer]).tolist():
             heads = tuple(np.flatnonzero(lens[layer] == length).tolist())
             if length:
-                _append(cache, sequence, layer, heads, length, part.stop)
-    rows.seen, sequence.promised = part.stop, lens.copy()
+                _append(cache, sequence, layer, heads, length, seen)
+    rows.seen, sequence.promised = seen, lens
 
 
 def _append(cache: KVCache, sequence: Sequence, layer: int, heads: tuple[int, ...], length: int, seen: int) -> None:

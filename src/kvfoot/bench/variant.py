@@ -78,7 +78,7 @@ def context_of(context: int, tokens: int, geometry: Geometry) -> int:
         raise UsageError(f"--context {context} exceeds the shape's {geometry.positions} positions: give a smaller one")
     if context - tokens < 2:
         raise UsageError(
-            f"--context {context} has no room for a prompt beside {tokens} decoded tokens (warm + rounds x steps): "
-            "raise it, or lower --steps, --rounds or --warm"
+            f"--context {context} has no room for a prompt beside {tokens} decoded tokens (warm + 1 + rounds x "
+            "(steps + 1)): raise it, or lower --steps, --rounds or --warm"
         )
     return context - tokens
