@@ -64,18 +64,19 @@ def test_decode(engine: Engine) -> None:
     assert order == [*names, *names[1:], *names[:1], *names[2:], *names[:2]]
 
 
-def test_a_reader_that_refreshes(engine: Engine) -> None:
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_reader_that_refreshes(engine: Engine, batch: int) -> None:
     """Every 4 steps all entries, else a partial cache of 16; of a round of 8 two steps refresh."""
     refresh = Variant("refreshkv", {"schedule": "fixed", "every": 4}, budget=16)
-    what = Decoding((refresh,), 300, steps=8, rounds=2, warm=4, transformers=False)
+    what = Decoding((refresh,), 300, batch, steps=8, rounds=2, warm=4, transformers=False)
     (row,) = decode(engine, what, quiet, bandwidth=1e9)["sides"].values()
-    consistent(row, 1e9, 1)
+    consistent(row, 1e9, batch)
     assert row["refreshing_steps"] == 4
     assert {row["refresh_ms"], row["quiet_ms"]} <= {*row["steps_ms"], *_middles(row["steps_ms"])}
     prompt = 300 - 5 - 2 * 9
     full = [prompt + i for i in (8, 12, 16, 20)]  # of steps 7 to 14 and 16 to 23, with the step's own entry
     scanned = [n / 2 for n in full]
-    least, most = (ROWS * ENTRY * (sum(full) + 12 * 16 + extra) / 16 for extra in (0, sum(scanned) + 12))
+    least, most = (batch * ROWS * ENTRY * (sum(full) + 12 * 16 + extra) / 16 for extra in (0, sum(scanned) + 12))
     assert least <= row["kv_bytes"] <= most
 
 

@@ -133,6 +133,16 @@ def test_memory_is_looked_at_before_anything_is_made(kvfoot: Any, monkeypatch: p
     assert "one sequence needs 2097152 pages" in said.line
 
 
+def test_the_page_names_every_shape_and_column(kvfoot: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
+    for name in shapes.SHAPES:
+        assert f"`{name}`" in page
+    said = kvfoot("bench", "decode", *QUICK, "--context", 100, "--beside", "none")
+    for column in ("ms", "roofline", "ratio", "K/V, MB", "tokens/s", "/ first"):
+        assert column in said.out
+        assert f"| {column} |" in page
+
+
 def test_kernels_need_a_gpu(kvfoot: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     said = kvfoot("bench", "kernels")

@@ -79,7 +79,7 @@ class Ours:
             self.logits.append(self.runner.prefill(sequence, i))
         self.entries = float(np.mean([s.rows.lens for s in self.sequences]))
         self.held_bytes = self.runner.cache.pool.held_bytes
-        self.measured: list[Pass] = []
+        self.measured: list[list[Pass]] = [[] for _ in self.sequences]
 
     def _hear(self, event: Event) -> None:
         """When tokens come, and that a round ends before the sequences do: `left` tokens are theirs."""
@@ -105,21 +105,22 @@ class Ours:
         self.left -= steps + 1
         if measured:
             self.times.add(self.marks)
-            for sequence in self.sequences:
-                self.measured += sequence.trace.passes[-steps:]
+            for own, sequence in zip(self.measured, self.sequences, strict=True):
+                own.extend(sequence.trace.passes[-steps:])
 
     def kv_bytes(self) -> float:
         """From the trace: entries read, a scan of keys alone counted half, over the measured steps."""
         trace = self.sequences[0].trace
-        read = Trace(trace.geometry, trace.entry_bytes, trace.dense_bytes, self.measured).read()
+        every = [p for own in self.measured for p in own]
+        read = Trace(trace.geometry, trace.entry_bytes, trace.dense_bytes, every).read()
         return read * trace.dense_bytes / len(self.times.steps)
 
     def facts(self) -> dict[str, Any]:
         """Entries per row after the prompt, bytes of the pages in use then; of readers, steps that refreshed."""
         found: dict[str, Any] = {"entries_per_row": self.entries, "held_bytes": self.held_bytes}
-        own = self.measured if len(self.sequences) == 1 else []
-        if own and len(own) == len(self.times.steps) and own[0].refreshed is not None:
-            fires = [p.refreshed is not None and bool((p.refreshed == 1).any()) for p in own]
+        if self.measured[0] and self.measured[0][0].refreshed is not None:
+            steps = zip(*self.measured, strict=True)
+            fires = [any(p.refreshed is not None and bool((p.refreshed == 1).any()) for p in step) for step in steps]
             for name, which in (("refresh_ms", True), ("quiet_ms", False)):
                 some = [ms for ms, fired in zip(self.times.steps, fires, strict=True) if fired is which]
                 found[name] = statistics.median(some) if some else None
