@@ -90,12 +90,12 @@ def cases(s: Scale) -> list[Case]:
         step("full-8k", 8, full, beside=True),
         Case("prefill-128k", "prefill", Reading((full, heads, snapkv), 128 * s.k, 1, 16 * s.k), 75),
         Case("capacity-128k", "capacity", Filling((snapkv, full), 128 * s.k, 12, 3, s.warm, s.kv_memory), 60),
-        step("refreshkv-128k", 128, full, fused, seconds=30),
+        step("refreshkv-128k", 128, full, fused, beside=True, seconds=40),
         step("refreshkv-32k-b8", 32, full, fused, scored, batch=8, seconds=60),
         Case("eviction-128k", "eviction", Evicting(snapkv, 128 * s.k), 20),
         step("h2o-128k", 128, h2o, streaming, snapkv, seconds=25),
         step("refreshkv-scores-128k", 128, full, scored, seconds=30),
-        step("transformers-32k", 32, full, snapkv, beside=True, seconds=25),
+        step("transformers-32k", 32, full, snapkv, beside=True, seconds=20),
     ]
 
 
