@@ -24,7 +24,7 @@ import torch
 
 from kvfoot import Engine
 from kvfoot.bench import memory, shapes
-from kvfoot.bench.capacity import Filling, capacity
+from kvfoot.bench.capacity import SHARE, Filling, capacity
 from kvfoot.bench.decode import Decoding, decode
 from kvfoot.bench.eviction import Evicting, eviction
 from kvfoot.bench.measure import copy_bandwidth, product_rate
@@ -44,7 +44,7 @@ class Scale:
     sink: int = 128
     window: int = 1024
     observers: int = 64
-    kv_memory: int | None = None
+    kv_memory: int | float = SHARE
     steps: int = 24
     rounds: int = 5
     warm: int = 24

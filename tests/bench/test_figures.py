@@ -152,6 +152,7 @@ def test_capacity(engine: Engine) -> None:
     for row in sides.values():
         consistent(row, 1e9, row["sequences"])
         assert row["held_bytes"] <= size
+    assert dataclasses.replace(what, kv_memory=1.0).pool(engine.device) > size, "a fraction of what is free"
     few = dataclasses.replace(what, most=2)
     assert capacity(engine, few, quiet, bandwidth=1e9)["sides"]["snapkv keep=0.25 window=8 chunk"]["sequences"] == 2
     with pytest.raises(UsageError, match="raise --kv-memory"):

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from kvfoot.bench import memory
 from kvfoot.bench.decode import row
 from kvfoot.bench.measure import copy_bandwidth
@@ -23,19 +25,24 @@ SHARE = 0.9
 
 @dataclass(frozen=True)
 class Filling:
-    """What decodes. kv_memory: bytes of the pool, None for SHARE of what is free. most: no more sequences than that."""
+    """What decodes. kv_memory: bytes of the pool, or a fraction of what is free; most: no more sequences than that."""
 
     variants: tuple[Variant, ...]
     context: int
     steps: int = 16
     rounds: int = 3
     warm: int = 16
-    kv_memory: int | None = None
+    kv_memory: int | float = SHARE
     most: int | None = None
 
     @property
     def decoded(self) -> int:
         return self.warm + 1 + self.rounds * (self.steps + 1)
+
+    def pool(self, device: torch.device) -> int:
+        """Bytes of the pool, weights being where they are."""
+        size = self.kv_memory
+        return size if isinstance(size, int) else int(size * memory.free(device))
 
     def batches(self, geometry: Geometry, itemsize: int, page_size: int, size: int) -> dict[str, int]:
         """Sequences of each variant that a pool of `size` bytes admits. Raises UsageError where it is none."""
@@ -58,7 +65,7 @@ class Filling:
 def capacity(engine: Engine, what: Filling, tell: Tell, bandwidth: float | None = None) -> dict[str, Any]:
     """Figures of every variant, each in a pool of its own, one after the other."""
     bandwidth = bandwidth or copy_bandwidth(engine.device)
-    size = what.kv_memory or int(SHARE * memory.free(engine.device))
+    size = what.pool(engine.device)
     batches = what.batches(engine.geometry, engine.dtype.itemsize, engine.page_size, size)
     weights, before, rows = streamed_bytes(engine.model), engine.kv_memory, {}
     try:

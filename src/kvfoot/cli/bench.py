@@ -154,19 +154,17 @@ def capacity(
     variants, _ = _sides(_variant(method, set_, keep, budget, evict, chunk), beside)
     size = inputs.byte_count(kv_memory)
 
-    from kvfoot.bench import memory
+    import torch
+
     from kvfoot.bench.capacity import SHARE, Filling
     from kvfoot.bench.capacity import capacity as measure
     from kvfoot.models.load import _device
 
-    what = Filling(variants, inputs.tokens("--context", context), steps, rounds, warm, size, most)
+    what = Filling(variants, inputs.tokens("--context", context), steps, rounds, warm, size or SHARE, most)
 
     def needs(geometry: Any, item: int) -> dict[str, int]:
-        import torch
-
-        pool = size or int(SHARE * memory.free(torch.device(_device(device))))
-        what.batches(geometry, item, page_size, pool)
-        return {"the pool": size or 0}
+        what.batches(geometry, item, page_size, what.pool(torch.device(_device(device))))
+        return {"the pool": size} if isinstance(size, int) else {}
 
     engine = _engine(model_shape, dtype, device, backend, page_size, needs)
     return _close(ctx, "capacity", engine, what.settings(), measure(engine, what, _tell()), out)
