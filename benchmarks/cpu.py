@@ -17,9 +17,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache
 
 from kvfoot import Engine, __version__
+from kvfoot.bench import shapes
 from kvfoot.engine.account import device, packages
 from kvfoot.report.speed import speed_table
 
@@ -43,19 +44,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 STAGES = ("prefill", "decode")
-SHAPES = {
-    "smollm2": {
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "max_position_embeddings": 8192,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
-        "tie_word_embeddings": True,
-    }
-}
 
 
 def model_of(name: str, dtype: str) -> Any:
@@ -64,9 +52,8 @@ def model_of(name: str, dtype: str) -> Any:
 
     if not name.startswith("shape:"):
         return load(name, dtype=dtype, device="cpu").model
-    config = LlamaConfig(**SHAPES[name.removeprefix("shape:")])
-    torch.manual_seed(0)
-    return LlamaForCausalLM(config).to(getattr(torch, "bfloat16" if dtype == "auto" else dtype)).eval()
+    kind = getattr(torch, "bfloat16" if dtype == "auto" else dtype)
+    return shapes.build(name.removeprefix("shape:"), kind, "cpu")
 
 
 @torch.inference_mode()

@@ -93,8 +93,9 @@ class Plain:
         return found
 
     def _pass(self, tokens: list[int], start: int) -> Tensor:
-        ids = torch.tensor([tokens])
-        positions = torch.arange(start, start + len(tokens))[None]
+        device = self.model.device
+        ids = torch.tensor([tokens], device=device)
+        positions = torch.arange(start, start + len(tokens), device=device)[None]
         out = self.model(
             input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True, logits_to_keep=1
         )

@@ -107,7 +107,14 @@ def test_the_table_of_methods_is_current() -> None:
 
 
 def test_pages_that_are_linked_exist() -> None:
-    for name in ("README.md", "docs/footprint.md", "docs/methods.md", "docs/record.md", "docs/readers.md"):
+    for name in (
+        "README.md",
+        "docs/footprint.md",
+        "docs/methods.md",
+        "docs/record.md",
+        "docs/readers.md",
+        "docs/bench.md",
+    ):
         for target in re.findall(r"\]\(([^)#]+)\)", page(name)):
             if not target.startswith("http"):
                 assert ((ROOT / name).parent / target).exists(), f"{name}: {target}"

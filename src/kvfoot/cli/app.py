@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
+from kvfoot.cli.bench import bench
 from kvfoot.cli.cache import cache
 from kvfoot.cli.calibrate import calibrate
 from kvfoot.cli.critical import critical
@@ -31,6 +32,7 @@ app = typer.Typer(
 for verb in (run, methods, doctor, demo, critical, report, tune):
     app.command()(verb)
 app.command("eval")(evaluate)
+app.add_typer(bench)
 app.add_typer(cache)
 app.add_typer(train)
 app.add_typer(heads)

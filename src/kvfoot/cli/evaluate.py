@@ -186,14 +186,7 @@ def _knob(text: str) -> tuple[str, tuple[float, ...]]:
 
 
 def _length(text: str) -> int:
-    factor = 1024 if text[-1] in "kK" else 1
-    try:
-        length = int(text.rstrip("kK")) * factor
-    except ValueError:
-        raise UsageError(f"--lengths {text}: give tokens, such as 4096 or 4K") from None
-    if length < 1:
-        raise UsageError(f"--lengths {text}: give at least 1 token")
-    return length
+    return inputs.tokens("--lengths", text)
 
 
 def _options(pairs: list[str]) -> dict[str, dict[str, str]]:

@@ -68,11 +68,30 @@ def chunk_size(text: str) -> int | None:
     return size
 
 
-def record_path(path: Path | None) -> None:
+def record_path(path: Path | None, option: str = "--record") -> None:
     """Refuse, before the run, a place where no record can be written. Raises UsageError."""
     if path is None:
         return
     if not path.parent.is_dir():
-        raise UsageError(f"--record {path}: there is no folder {path.parent}: make it first")
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}: make it first")
     if path.is_dir():
-        raise UsageError(f"--record {path} is a folder: give the name of a file in it")
+        raise UsageError(f"{option} {path} is a folder: give the name of a file in it")
+
+
+def tokens(option: str, text: str) -> int:
+    """4096 or 4K (x 1024) as a number. Raises UsageError."""
+    factor = 1024 if text[-1:] in ("k", "K") else 1
+    try:
+        length = int(text.rstrip("kK")) * factor
+    except ValueError:
+        raise UsageError(f"{option} {text}: give tokens, such as 4096 or 4K") from None
+    if length < 1:
+        raise UsageError(f"{option} {text}: give at least 1 token")
+    return length
+
+
+def at_least_one(**counts: int) -> None:
+    """Raises UsageError for a count below 1, naming its option."""
+    for name, count in counts.items():
+        if count < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {count}: give at least 1")

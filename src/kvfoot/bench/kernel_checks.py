@@ -1,4 +1,4 @@
-"""The kernels on a GPU against their definitions: called by kernels_gpu.py, one process a case, as compiling is slow.
+"""The kernels on a GPU against their definitions: called by kernels.py, one process a case, as compiling is slow.
 
 An error is |x - exact| / |exact| in the 2-norm, exact being naive_paged's on the same inputs in fp32. It may be twice
 that of torch's own attention in the same precision. Scratch, outputs, slack and pages of nobody hold NaN.
@@ -209,7 +209,8 @@ def replay() -> list[dict[str, Any]]:
     with torch.cuda.graph(graph):
         step()
     restore()
-    eager, replayed = [], []
+    eager: list[Tensor] = []
+    replayed: list[Tensor] = []
     for run, results in ((step, eager), (graph.replay, replayed)):
         restore()
         torch.manual_seed(1)

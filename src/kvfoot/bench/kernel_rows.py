@@ -1,6 +1,5 @@
-"""Llama-3.1-8B's attention as rows of a cache, and how its kernels are timed: for kernels_gpu.py."""
+"""Llama-3.1-8B's attention as rows of a cache: what `kvfoot bench kernels` times."""
 
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -10,26 +9,14 @@ from torch import Tensor
 from kvfoot.attention.triton.append import append
 from kvfoot.attention.triton.common import Launch
 from kvfoot.attention.triton.decode import decode, decode_emitting, planned
+from kvfoot.bench.measure import floor_ms, milliseconds
 
 LAYERS, HEADS, GROUP, DIM, PAGE = 32, 8, 4, 128, 16
 ENTRY = 2 * DIM * 2
 BF16 = torch.bfloat16
+CUDA = torch.device("cuda")
 ENTRIES = 97_000_000
 """Entries of the arena: 12 % of 128K, 24 sequences."""
-
-
-def milliseconds(run: Callable[[], object], repeat: int = 10, warm: int = 3) -> float:
-    """Median of single runs, by device events."""
-    times = []
-    for i in range(warm + repeat):
-        a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        a.record()
-        run()
-        b.record()
-        b.synchronize()
-        if i >= warm:
-            times.append(a.elapsed_time(b))
-    return statistics.median(times)
 
 
 def captured(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
@@ -39,12 +26,6 @@ def captured(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
     with torch.cuda.graph(graph):
         step()
     return graph
-
-
-def copy_bandwidth() -> float:
-    """Bytes per second of a device copy of 2 GiB, read plus written."""
-    a, b = torch.empty(2, 1 << 31, dtype=torch.uint8, device="cuda")
-    return 2 * a.numel() / (milliseconds(lambda: b.copy_(a)) / 1e3)
 
 
 class Arena:
@@ -103,6 +84,6 @@ class Step:
 
     def time(self, bandwidth: float, **options: Any) -> dict[str, float]:
         graph = captured(lambda: self.run(**options))
-        ms = milliseconds(graph.replay)
-        floor = self.entries * ENTRY / bandwidth * 1e3
+        ms = milliseconds(graph.replay, CUDA)
+        floor = floor_ms(self.entries * ENTRY, bandwidth)
         return {"ms": ms, "gb": self.entries * ENTRY / 1e9, "of_copy": floor / ms}
