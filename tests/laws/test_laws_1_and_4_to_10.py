@@ -164,8 +164,7 @@ def shuffle(runner: Runner, rows: Rows, generator: torch.Generator) -> None:
         rows.indices[layer].clear()
         for head, ids in enumerate(pages):
             fresh = pool.allocate(len(ids))[torch.randperm(len(ids), generator=generator).numpy()]
-            for source, target in zip(ids, fresh, strict=True):
-                pool.copy(int(source), int(target))
+            pool.copy(ids, fresh)
             pool.release(ids)
             pages[head] = fresh
 

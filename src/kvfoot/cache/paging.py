@@ -77,11 +77,11 @@ class Paging:
     def _copies(self, rows: Rows, cut: Cut | None) -> int:
         """Shared pages that a pass may write to: any where entries or planes are rewritten, else a partial last."""
         if len(self.pool.planes) > 1 or (cut is not None and cut.scope == "all"):
-            return sum(self.pool.count_shared(ids) for layer in rows.pages for ids in layer)
+            return sum(int(self.pool.shared(ids).sum()) for layer in rows.pages for ids in layer)
         partial = rows.lens % self.pool.page_size > 0
-        copies = sum(self.pool.count_shared(rows.pages[i][h][-1:]) for i, h in np.argwhere(partial).tolist())
+        copies = sum(int(self.pool.shared(rows.pages[i][h][-1:]).sum()) for i, h in np.argwhere(partial).tolist())
         rings = [layer for i, layer in enumerate(rows.pages) if self.geometry.window(i) is not None]
-        return copies + sum(self.pool.count_shared(ids) for layer in rings for ids in layer)
+        return copies + sum(int(self.pool.shared(ids).sum()) for layer in rings for ids in layer)
 
     def _drop(self, rows: Rows, layer: int, heads: tuple[int, ...]) -> None:
         """Give all pages of some rows back."""
@@ -110,14 +110,14 @@ class Paging:
         if not rows.forked:
             return
         for head in heads:
-            ids = rows.pages[layer][head]
-            for i in which:
-                if self.pool.shared(int(ids[i])):
-                    fresh = self.pool.allocate(1)
-                    self.pool.copy(int(ids[i]), int(fresh[0]))
-                    self.pool.release(ids[i : i + 1])
-                    ids[i] = fresh[0]
-                    rows.indices[layer].clear()
+            ids, places = rows.pages[layer][head], np.asarray(which)
+            places = places[self.pool.shared(ids[places])]
+            if places.size:
+                fresh = self.pool.allocate(places.size)
+                self.pool.copy(ids[places], fresh)
+                self.pool.release(ids[places])
+                ids[places] = fresh
+                rows.indices[layer].clear()
 
     def _index(self, rows: Rows, layer: int, heads: tuple[int, ...], entries: int) -> Tensor:
         """Page numbers int64 [R x pages] that hold `entries` of each row; past a row's own, its last repeats."""

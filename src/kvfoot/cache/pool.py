@@ -110,11 +110,10 @@ class Pool:
         """One more reference to each page."""
         self._refs[ids] += 1
 
-    def shared(self, page: int) -> bool:
-        return bool(self._refs[page] > 1)
-
-    def count_shared(self, ids: np.ndarray) -> int:
-        return int((self._refs[ids] > 1).sum())
+    def shared(self, ids: np.ndarray) -> np.ndarray:
+        """bool, for each page: whether more than one row lists it."""
+        found: np.ndarray = self._refs[ids] > 1
+        return found
 
     def release(self, ids: np.ndarray) -> None:
         """Drop one reference to each page (no page twice in one call); pages without any go back to the system."""
@@ -126,10 +125,12 @@ class Pool:
         for start, stop in runs(gone):
             self._insert(int(start), int(stop))
 
-    def copy(self, source: int, target: int) -> None:
-        """Copy a page's content: copy on write."""
+    def copy(self, source: np.ndarray, target: np.ndarray) -> None:
+        """Copy pages' content: copy on write."""
+        old, new = (torch.from_numpy(ids).to(self.device) for ids in (source, target))
         for plane in (self.k, self.v, *self.planes.values()):
-            plane[target].copy_(plane[source])
+            flat = plane.view(len(plane), -1)
+            flat.index_copy_(0, new, flat.index_select(0, old))
 
     def _insert(self, start: int, stop: int) -> None:
         index = bisect_left(self._free, start, key=lambda e: e.start)
