@@ -1,8 +1,9 @@
 """Which implementation of the attention operations runs, and why (decision D10: never silently another one)."""
 
 import os
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from kvfoot.attention import naive, sdpa
@@ -11,7 +12,7 @@ from kvfoot.core.errors import UsageError, did_you_mean
 
 
 class Backend(Protocol):
-    """The operations of attention/naive.py."""
+    """The operations of attention/naive.py and, with lengths on the device, attention/padded.py."""
 
     name: str
 
@@ -26,6 +27,23 @@ class Backend(Protocol):
     def window_scores(self, q_RHwD: Tensor, k_RmD: Tensor, scale: float) -> Tensor: ...
 
     def column_scores(self, q_RHnD: Tensor, k_RmD: Tensor, lse_RHn: Tensor, scale: float) -> Tensor: ...
+
+
+    def planned(self, lens_LR: Tensor, head_dim: int, dtype: torch.dtype) -> Any:
+        """For `paged` of a step's layers, by `.layer(i)`; None where it wants nothing. See attention/padded.py."""
+
+    def paged(
+        self,
+        q_RHD: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        table_RP: Tensor,
+        lens_R: Tensor,
+        scale: float,
+        *,
+        plan: Any = None,
+        width: int = 0,
+    ) -> tuple[State, Tensor | None]: ...
 
 
 BACKENDS: dict[str, Backend] = {"naive": naive, "sdpa": sdpa}

@@ -8,8 +8,10 @@ Where `visible`, bool [R or 1, n, m], is given, it alone says which entries a qu
 import torch
 from torch import Tensor
 
+from kvfoot.attention.padded import paged, planned
 from kvfoot.attention.state import Ragged, State
 
+__all__ = ["attend", "column_scores", "decode", "gathered", "paged", "planned", "window_scores"]
 name = "naive"
 
 

@@ -43,6 +43,17 @@ class Paging:
                 self.pool.release(ids)
         rows.pages = []
 
+    def claim(self, rows: Rows, cut: Cut | None) -> None:
+        """Copy on write, ahead of decode steps that `cut` follows: the pages that these may write to become own ones."""
+        if not rows.forked:
+            return
+        for layer, lens in enumerate(rows.lens):
+            ring = self.geometry.window(layer) is not None
+            for head, n in enumerate(lens.tolist()):
+                spared = cut is None or bool(cut.spares(layer)[head])
+                every = ring or not spared or len(self.pool.planes) > 1
+                self._own(rows, layer, (head,), range(0 if every else n // self.pool.page_size, self._count(n)))
+
     def truncate(self, rows: Rows, count: int) -> None:
         """Take a sequence's last `count` tokens back: rows in position order, no window layers."""
         assert all(rows.ordered)

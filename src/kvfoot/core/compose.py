@@ -108,6 +108,9 @@ class Over(Reader):
     def refresh(self, state: Any, query: Query) -> tuple[Any, Tensor]:
         return self.reader.refresh(state, query)
 
+    def phase(self, step: int, n: int, size: int) -> str | None:
+        return self.reader.phase(step, n, size)
+
     def options(self) -> dict[str, Any]:
         """All options by their full names, as `compose` takes them."""
         found = {name: getattr(self, name) for name in SIZES}

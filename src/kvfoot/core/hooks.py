@@ -45,6 +45,10 @@ POSITION = Plane("position", dtype=torch.int32)
 """Absolute positions; every sequence that evicts has this plane."""
 
 
+ABSENT = 1 << 40
+"""The position of an entry that a row does not have (see Seen)."""
+
+
 @dataclass(frozen=True)
 class Band:
     """What queries of some rows see inside a pass: positions [0, sink) and the last `window`, their own included.
@@ -97,6 +101,10 @@ class Seen:
     heads: int64 [R], KV head of each row. positions: int64 [R, m], absolute. start: position of the pass's first token.
     new: tokens in the pass (the last `new` entries in scope are theirs). keep: entries in scope that survive.
     patched: the observers are tokens that are not stored, so that none of the entries in scope is one of them.
+    sequences: whose rows these are, R / sequences of each, one after the other; more than one in a replayed step only.
+
+    In a replayed step rows differ in length: m is the most that one may have, and what a row does not have stands last, at
+    position ABSENT, without scores; its priority does not count. `start` and `keep` are int64 [R, 1] there.
     scores: fp32 [R, H, m] and keys: [R, m, D] as `needs` asks, else None. planes: name -> [R, m, width].
     """
 
@@ -110,6 +118,7 @@ class Seen:
     planes: dict[str, Tensor] = field(default_factory=dict)
     keys: Tensor | None = None
     patched: bool = False
+    sequences: int = 1
 
     def rows(self, index: slice | list[int], keep: int) -> "Seen":
         """Some of the rows, of which `keep` entries survive."""
@@ -208,7 +217,10 @@ class Method:
         return {}
 
     def priority(self, seen: Seen) -> Tensor:
-        """What survives first, fp32 [R, m]: the greatest numbers, +inf for what is protected."""
+        """What survives first, fp32 [R, m]: the greatest numbers, +inf for what is protected.
+
+        A method that overrides `keep` instead decodes without a CUDA graph.
+        """
         raise TypeError(f"{self.name} evicts nothing")
 
     def keep(self, seen: Seen) -> Keep:

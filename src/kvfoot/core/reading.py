@@ -19,7 +19,11 @@ class Query(Protocol):
     """A token about to attend, its own entry stored already, in slot n - 1. What is asked for here is charged as read.
 
     q: [R, H, D] and key: [R, D], its own, after RoPE. step: 0 for the prompt's last token, then 1, 2, ... size: entries
-    to read per row. below: this step's state of the same heads in the next lower layer that has one, None in the first.
+    to read per row. newest: int64 [R, 1] on the device, n - 1. below: this step's state of the same heads in the next
+    lower layer that has one, None in the first.
+
+    In a replayed step (`Reader.phase`) `n` and `step` are those of the recording: a reader may branch on them as its phase
+    says, and takes numbers from `newest`.
     """
 
     layer: int
@@ -28,6 +32,7 @@ class Query(Protocol):
     size: int
     q: Tensor
     key: Tensor
+    newest: Tensor
     below: Any
 
     def logits(self) -> Tensor:
@@ -40,6 +45,12 @@ class Query(Protocol):
 
     def keys(self) -> Tensor:
         """Keys [R, n, D]: the same pass."""
+        ...
+
+    def earlier(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scores of the entries before the newest. Where rows differ, those behind them are 0, and bool [R, m] says
+        which are meant.
+        """
         ...
 
 
@@ -104,6 +115,13 @@ class Reader(Method):
     @abstractmethod
     def read(self, state: Any, query: Query) -> tuple[Any, Read]:
         """The state after this step, and what the step reads unless the reader chooses anew."""
+
+    def phase(self, step: int, n: int, size: int) -> str | None:
+        """Which of its kinds of step this is, the same for all that differ in numbers only: each is recorded once.
+
+        None: this step cannot be replayed (a CUDA graph), since tensors change shape or it asks for logits or keys.
+        """
+        return None
 
     def refresh(self, state: Any, query: Query) -> tuple[Any, Tensor]:
         """The state after a step that chooses anew, and the slots int64 [R, c] that it reads unless it reads all."""

@@ -18,6 +18,8 @@ from kvfoot.core.hooks import Method, Plan
 from kvfoot.core.registry import method as find_method
 from kvfoot.engine.account import record
 from kvfoot.engine.clock import Clock
+from kvfoot.engine.graph import Record, cuda_recorder
+from kvfoot.engine.graphable import why_eager, why_not_here
 from kvfoot.engine.prompts import check_length, encode, text, uses_chat
 from kvfoot.engine.replay import check as check_replay
 from kvfoot.engine.result import Interrupted, Result
@@ -44,12 +46,16 @@ class Engine:
         revision: str = "",
         backend: str | Backend | None = None,
         page_size: int = 16,
-        kv_memory: int | None = None,
+        kv_memory: int | float | None = None,
+        graph: bool | Record | None = None,
         poison: bool = False,
     ):
-        """model: a transformers causal language model; kv_memory: bytes of the page pool (default: what a run needs).
+        """model: a transformers causal language model.
 
-        poison fills freed pages with NaN (tests). Raises UsageError for a model that is not supported.
+        kv_memory: size of the page pool, bytes (int) or a fraction (float, up to 1.0) of what is free beside the weights
+        and a run's workspace; default: what a run needs. graph: decode by recorded steps (CUDA graphs); default: on CUDA
+        with the triton backend. poison fills freed pages with NaN (tests). Raises UsageError for a model that is not
+        supported, or a wrong value.
         """
         if page_size < 1:
             raise UsageError(f"page_size={page_size}: give at least 1 entry per page")
@@ -59,6 +65,7 @@ class Engine:
         self.page_size, self.kv_memory, self.poison = page_size, kv_memory, poison
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
+        self.record = self._recorder(graph)
         self._previous = attach(model)
         self._probe()
 
@@ -206,7 +213,7 @@ class Engine:
             poison=self.poison,
         )
         pool.require(pages)
-        return Runner(self.model, self.backend, KVCache(pool, self.geometry), self._stop(), listener)
+        return Runner(self.model, self.backend, KVCache(pool, self.geometry), self._stop(), listener, self.record)
 
     def config(self, method: Method, budget: Budget, chunk: int | None, new: int, sampling: Sampling) -> dict[str, Any]:
         """What the record says about how a run was made."""
@@ -225,6 +232,24 @@ class Engine:
             "backend": self.backend.name,
             "page_size": self.page_size,
         }
+
+    def decodes(self, method: Method, plan: Plan) -> str:
+        """How its decode steps run, for the record: "graph", or "eager" with the reason in brackets."""
+        if self.record is None:
+            return "eager"
+        why = why_eager(method, plan)
+        return "graph" if why is None else f"eager ({why})"
+
+    def _recorder(self, graph: bool | Record | None) -> Record | None:
+        if graph is False:
+            return None
+        why = why_not_here(self.model, self.backend)
+        if graph is None:
+            wanted = self.device.type == "cuda" and self.backend.name == "triton"
+            return cuda_recorder(self.device) if wanted and why is None else None
+        if why is not None:
+            raise UsageError(f"graph=True: {why}: leave it out")
+        return cuda_recorder(self.device) if graph is True else graph
 
     def _probe(self) -> None:
         """A pass over two tokens: an unsupported attention argument shows here, not in the middle of a prompt."""

@@ -6,9 +6,25 @@ from torch import Tensor
 
 from kvfoot.attention.backend import Backend
 from kvfoot.cache.kv import KVCache
-from kvfoot.cache.trace import triangle
+from kvfoot.cache.trace import Pass, triangle
 from kvfoot.core.hooks import POSITION, Needs, Seen
 from kvfoot.engine.span import Span
+
+
+def begin_pass(span: Span) -> None:
+    """A pass begins: it is in the sequence's trace, and in the plan's arithmetic, from here on."""
+    sequence = span.sequence
+    before = sequence.rows.lens.copy()
+    span.due = None if span.cut is None else span.cut.due(before, span.n)
+    passed = Pass(span.n, sequence.rows.seen, before, span.patch, scan(span, before))
+    if span.reads or span.begins:
+        passed.scan = np.zeros(before.shape)
+    if span.reads:
+        passed.loaded, passed.refreshed = before + 1, np.zeros(before.shape)
+        if sequence.later is not None:
+            passed.refreshed[~np.stack([sequence.later.spares(i) for i in range(len(before))])] = np.nan
+    sequence.trace.passes.append(passed)
+    sequence.promise(span.n, span.cut)
 
 
 def look(span: Span, layer: int, heads: tuple[int, ...], b: int, device: torch.device) -> Seen:

@@ -12,7 +12,7 @@ from kvfoot.cache.trace import Trace
 from kvfoot.core.errors import NotFinite
 from kvfoot.engine.lanes import Lane, Piece, States, pieces, ranks
 from kvfoot.engine.span import Span
-from kvfoot.engine.step import Step
+from kvfoot.engine.step import Step, blame
 from kvfoot.models.bridge import Call
 
 
@@ -79,7 +79,7 @@ class Forward:
                 piece.lane.sequence.rows.seen = start
             step.done()
             if not bool(torch.isfinite(torch.stack(step.checks)).all()):
-                raise NotFinite(step._blame())
+                raise NotFinite(blame([bool(torch.isfinite(check)) for check in step.checks]))
 
     def _glance(self, piece: Piece, call: Call) -> Tensor:
         """Attention [n, heads, D] of a pass that is not whole yet, on a fork of the layer's rows."""

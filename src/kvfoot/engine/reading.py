@@ -26,6 +26,7 @@ class Asked:
         self.step = 0 if span.begins else span.sequence.steps
         self.size = span.sequence.plan.reads or self.n
         self.scanned = 0.0
+        self.newest = torch.full((len(self.q), 1), self.n - 1, device=self.q.device)
         self._logits: Tensor | None = None
 
     def logits(self) -> Tensor:
@@ -35,6 +36,9 @@ class Asked:
 
     def scores(self) -> Tensor:
         return self.logits().softmax(-1)
+
+    def earlier(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+        return scores[..., :-1], None
 
     def keys(self) -> Tensor:
         self.scanned += self.n

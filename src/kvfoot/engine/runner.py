@@ -18,6 +18,8 @@ from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import Method, Plan
 from kvfoot.core.reading import Reader
 from kvfoot.engine.clock import Clock
+from kvfoot.engine.graph import Record
+from kvfoot.engine.graphs import Graphs
 from kvfoot.engine.replay import rewind, verified
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
@@ -41,12 +43,22 @@ Listener = Callable[[Event], None]
 
 
 class Runner:
-    """The model, a backend and a pool. stop: token ids that end a generation."""
+    """The model, a backend and a pool. stop: token ids that end a generation.
+
+    record: what decode steps are recorded with (engine/graph.py), None: they are launched one by one.
+    """
 
     def __init__(
-        self, model: Any, backend: Backend, cache: KVCache, stop: frozenset[int], listener: Listener | None = None
+        self,
+        model: Any,
+        backend: Backend,
+        cache: KVCache,
+        stop: frozenset[int],
+        listener: Listener | None = None,
+        record: Record | None = None,
     ):
         self.model, self.backend, self.cache, self.stop = model, backend, cache, stop
+        self.graphs = None if record is None else Graphs(model, backend, cache, record)
         self.rotation: Rotation | None = None
         self.tell: Listener = listener or (lambda event: None)
 
@@ -123,14 +135,24 @@ class Runner:
         for i, (sequence, row) in enumerate(zip(sequences, logits, strict=True)):
             self._take(sequence, row, limit, sampling, i)
         clock.begun()
-        while live := [(i, s) for i, s in enumerate(sequences) if not s.done]:
-            began, before = perf_counter(), sum(len(s.generated) for _, s in live)
-            for (i, sequence), rows in zip(live, self._advance([s for _, s in live], limit), strict=True):
-                for row in rows:
-                    if not sequence.done:
-                        self._take(sequence, row, limit, sampling, i)
-            steps = max(1, (sum(len(s.generated) for _, s in live) - before) // len(live))
-            clock.steps += [(perf_counter() - began) / steps] * steps
+        replayed = self.graphs and self.graphs.open(sequences, limit, sampling)
+        try:
+            while live := [(i, s) for i, s in enumerate(sequences) if not s.done]:
+                began, before = perf_counter(), sum(len(s.generated) for _, s in live)
+                tokens = replayed.advance() if replayed else None
+                if tokens is not None:
+                    for i, sequence in live:
+                        self._accept(sequence, tokens[i], limit, i)
+                else:
+                    for (i, sequence), rows in zip(live, self._advance([s for _, s in live], limit), strict=True):
+                        for row in rows:
+                            if not sequence.done:
+                                self._take(sequence, row, limit, sampling, i)
+                steps = max(1, (sum(len(s.generated) for _, s in live) - before) // len(live))
+                clock.steps += [(perf_counter() - began) / steps] * steps
+        finally:
+            if replayed:
+                replayed.close()
         for sequence in sequences:
             sequence.verify()
 
@@ -151,7 +173,10 @@ class Runner:
         return list(self.step(spans).forward(self.model, tokens)[:, None])
 
     def _take(self, sequence: Sequence, logits: Tensor, limit: int, sampling: Sampling, index: int) -> None:
-        token = sampling.pick(logits, sequence.generator)
+        sequence.generator.position = sequence.rows.seen
+        self._accept(sequence, sampling.pick(logits, sequence.generator), limit, index)
+
+    def _accept(self, sequence: Sequence, token: int, limit: int, index: int) -> None:
         sequence.tokens.append(token)
         sequence.generated.append(token)
         sequence.done = token in self.stop or len(sequence.generated) >= limit

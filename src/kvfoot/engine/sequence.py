@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from kvfoot.cache.rows import Rows
 from kvfoot.cache.trace import Trace
 from kvfoot.core.budget import Cut, PromptPass, held
 from kvfoot.core.errors import BrokenPromise
 from kvfoot.core.hooks import Method, Plan
+from kvfoot.engine.sampler import Stream
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Sequence:
     method: Method
     plan: Plan
     trace: Trace
-    generator: torch.Generator
+    generator: Stream
     promised: np.ndarray
     held: np.ndarray | None = None
     generated: list[int] = field(default_factory=list)

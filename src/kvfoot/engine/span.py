@@ -101,9 +101,12 @@ class Heads:
         self.out[at, rows] = state.out.permute(2, 0, 1, 3).to(self.out.dtype)
         return state
 
-    def write_steps(self, state: State, places: list[int]) -> None:
-        """The attention [len(places) x G, H, D] of one token each of several sequences."""
-        out, (G, H) = state.out, self.out.shape[1:3]
+    def write_steps(self, state: State, places: list[int] | slice) -> Tensor:
+        """The attention [places x G, H, D] of one token each of several sequences; returns its lse, sinks included."""
+        out, lse, (G, H) = state.out, state.lse, self.out.shape[1:3]
+        count = len(out) // G
         if self.sinks is not None:
-            out = sink(State(out[:, :, None], state.lse[..., None]), self.sinks.repeat(len(places), 1)).out
-        self.out[places] = out.reshape(len(places), G, H, -1).to(self.out.dtype)
+            whole = sink(State(out[:, :, None], lse[..., None]), self.sinks.repeat(count, 1))
+            out, lse = whole.out, whole.lse[..., 0]
+        self.out[places] = out.reshape(count, G, H, -1).to(self.out.dtype)
+        return lse

@@ -17,11 +17,10 @@ from torch import Tensor
 from kvfoot.attention.backend import Backend
 from kvfoot.attention.state import Ragged
 from kvfoot.cache.kv import KVCache
-from kvfoot.cache.trace import Pass
 from kvfoot.core.errors import NotFinite, UsageError
 from kvfoot.core.hooks import POSITION, Keep
 from kvfoot.engine import reading
-from kvfoot.engine.look import ask, look, scan
+from kvfoot.engine.look import ask, begin_pass, look
 from kvfoot.engine.span import Block, Heads, Span
 from kvfoot.models.bridge import Call, PassCache
 from kvfoot.models.rotation import Rotation
@@ -38,18 +37,7 @@ class Step:
         self.checks: list[Tensor] = []
         cache.pool.require(sum(cache.forecast(s.sequence.rows, s.n, s.cut) for s in spans))
         for span in spans:
-            sequence = span.sequence
-            before = sequence.rows.lens.copy()
-            span.due = None if span.cut is None else span.cut.due(before, span.n)
-            passed = Pass(span.n, sequence.rows.seen, before, span.patch, scan(span, before))
-            if span.reads or span.begins:
-                passed.scan = np.zeros(before.shape)
-            if span.reads:
-                passed.loaded, passed.refreshed = before + 1, np.zeros(before.shape)
-                if sequence.later is not None:
-                    passed.refreshed[~np.stack([sequence.later.spares(i) for i in range(len(before))])] = np.nan
-            sequence.trace.passes.append(passed)
-            sequence.promise(span.n, span.cut)
+            begin_pass(span)
 
     @torch.inference_mode()
     def forward(self, model: Any, tokens: Spans[int], every: bool = False) -> Tensor:
@@ -70,7 +58,7 @@ class Step:
         self.done()
         logits = output.logits[0].float()
         if not bool(torch.isfinite(logits).all() & torch.isfinite(torch.stack(self.checks)).all()):
-            raise NotFinite(self._blame())
+            raise NotFinite(blame([bool(torch.isfinite(check)) for check in self.checks]))
         return logits
 
     def done(self) -> None:
@@ -266,10 +254,12 @@ class Step:
             keep = sequence.method.keep(seen) if count < seen.size else None
             self._commit(span, layer, Block(heads, block.b, keys, values, new, old, seen), keep)
 
-    def _blame(self) -> str:
-        bad = [i for i, check in enumerate(self.checks) if not bool(torch.isfinite(check))]
-        where = f"attention of layer {bad[0]}" if bad else "the last layer's output"
-        return (
-            f"NaN or infinite values, first in {where}: the weights are damaged or the numbers overflow in this dtype "
-            "(try --dtype float32)"
-        )
+
+def blame(finite: Spans[bool]) -> str:
+    """Where NaN or infinite values came from; finite: of every layer's attention."""
+    bad = [i for i, good in enumerate(finite) if not good]
+    where = f"attention of layer {bad[0]}" if bad else "the last layer's output"
+    return (
+        f"NaN or infinite values, first in {where}: the weights are damaged or the numbers overflow in this dtype "
+        "(try --dtype float32)"
+    )

@@ -65,6 +65,11 @@ def join(scores: Tensor, how: Join) -> Tensor:
     return scores.mean(1) if how == "mean" else scores.amax(1)
 
 
+def portion(share: float, count: int | Tensor) -> int | Tensor:
+    """round(share x count), half to even, also of counts that are on the device."""
+    return (count.double() * share).round().long() if isinstance(count, Tensor) else round(share * count)
+
+
 def uniform(key: Tensor) -> Tensor:
     """Integers int64 to fp32 in [0, 1) by a fixed mixing function: the same on every device and in every batch."""
     x = key & 0xFFFFFFFF

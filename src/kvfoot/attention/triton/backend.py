@@ -8,6 +8,7 @@ from kvfoot.attention.triton import column_scores as columns
 from kvfoot.attention.triton import decode as decoding
 from kvfoot.attention.triton import window_scores as windows
 from kvfoot.attention.triton.chunk_prefill import chunk_prefill
+from kvfoot.attention.triton.plan import Plan
 from kvfoot.core.errors import UsageError
 
 name = "triton"
@@ -36,6 +37,28 @@ def decode(q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, rows: Ragged, scale:
     """See naive.decode; out has the queries' dtype. A captured step calls triton.decode, with lengths on the device."""
     lens_R = torch.from_numpy(rows.lens).to(q_RHD.device, non_blocking=True)
     return decoding.decode(q_RHD, k_pages, v_pages, rows.pages, lens_R, scale)
+
+
+def planned(lens_LR: Tensor, head_dim: int, dtype: torch.dtype) -> Plan:
+    """See padded.planned: one launch for all layers."""
+    return decoding.planned(lens_LR, head_dim, dtype)
+
+
+def paged(
+    q_RHD: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    table_RP: Tensor,
+    lens_R: Tensor,
+    scale: float,
+    *,
+    plan: Plan | None = None,
+    width: int = 0,
+) -> tuple[State, Tensor | None]:
+    """See padded.paged."""
+    if width:
+        return decoding.decode_emitting(q_RHD, k_pages, v_pages, table_RP, lens_R, scale, width, plan=plan)
+    return decoding.decode(q_RHD, k_pages, v_pages, table_RP, lens_R, scale, plan=plan), None
 
 
 def gathered(q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, slots_Rm: Tensor, scale: float) -> State:

@@ -7,7 +7,7 @@ from torch import Tensor
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import Method, Needs, Plane, Seen, require
 from kvfoot.core.registry import register
-from kvfoot.methods.tools import Join, join
+from kvfoot.methods.tools import Join, join, portion
 
 MASS = "mass"
 
@@ -41,5 +41,5 @@ class H2O(Method):
 
     def priority(self, seen: Seen) -> Tensor:
         mass = seen.planes[MASS].amax(-1)
-        recent = seen.positions > seen.last - round(self.recent * seen.keep)
+        recent = seen.positions > seen.last - portion(self.recent, seen.keep)
         return mass.masked_fill(recent, torch.inf)

@@ -25,4 +25,5 @@ class TOVA(Method):
     def priority(self, seen: Seen) -> Tensor:
         assert seen.scores is not None
         # All rows of a layer hold the same entries in the same slots, so one mean row speaks for all of them.
-        return seen.scores.mean((0, 1)).expand(len(seen.heads), -1)
+        each = seen.scores.unflatten(0, (seen.sequences, -1)).mean((1, 2), keepdim=True)[:, :, 0]
+        return each.expand(-1, len(seen.heads) // seen.sequences, -1).flatten(0, 1)

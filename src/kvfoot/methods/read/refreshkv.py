@@ -71,13 +71,16 @@ class RefreshKV(Reader):
         return Partial(self._select(query), self._compared(query), _zero(query))
 
     def read(self, state: Partial, query: Query) -> tuple[Partial, Read]:
-        slots = torch.cat([state.slots, _newest(query)], 1)
+        slots = torch.cat([state.slots, query.newest], 1)
         state = replace(state, slots=slots[:, -query.size :], gap=state.gap + 1)
         if query.n <= query.size:
             return state, Read(None)
         if query.step % self.every:
             return state, Read(slots)
         return state, Read(slots, self._fires(state, query), self.mode == "full")
+
+    def phase(self, step: int, n: int, size: int) -> str | None:
+        return None if n <= size else "quiet" if step % self.every else "check"
 
     def refresh(self, state: Partial, query: Query) -> tuple[Partial, Tensor]:
         slots = self._select(query)
@@ -97,21 +100,24 @@ class RefreshKV(Reader):
     def _select(self, query: Query) -> Tensor:
         """Slots int64 [R, K] of the best of the earlier entries, worst first, then the newest."""
         count = min(query.size, query.n) - 1
-        earlier = query.scores()[..., :-1]
-        return torch.cat([best(earlier, count, self.kernel, self.group, self.sink), _newest(query)], 1)
+        scores, there = query.earlier(query.scores())
+        return torch.cat([best(scores, count, self.kernel, self.group, self.sink, there), query.newest], 1)
 
 
-def best(scores: Tensor, count: int, kernel: int = 7, group: Join = "max", sink: int = 0) -> Tensor:
-    """int64 [R, count], worst first: of entries whose attention is fp32 [R, H, m]; ties by the score before pooling."""
+def best(
+    scores: Tensor, count: int, kernel: int = 7, group: Join = "max", sink: int = 0, there: Tensor | None = None
+) -> Tensor:
+    """int64 [R, count], worst first: of entries whose attention is fp32 [R, H, m]; ties by the score before pooling.
+
+    there: bool [R, m], entries that may be chosen, where not all.
+    """
     pooled = join(pool(scores, kernel, "max"), group)
     pooled[:, :sink] = torch.inf
     # Scores are not negative, so their bits order as they do; pooled values come in plateaus of up to `kernel`.
     key = pooled.view(torch.int32).long() << 31 | join(scores, group).contiguous().view(torch.int32)
+    if there is not None:
+        key = key.masked_fill(~there, -1)
     return key.topk(count, sorted=True).indices.flip(1)
-
-
-def _newest(query: Query) -> Tensor:
-    return torch.full((len(query.q), 1), query.n - 1, device=query.q.device)
 
 
 def _zero(query: Query) -> Tensor:

@@ -1,0 +1,62 @@
+"""A callable recorded once on the device and run again from there, over the memory that it was recorded with."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from kvfoot.core.errors import UsageError
+
+WARM = 2
+"""Runs before the recording: kernels are compiled, libraries take their workspaces."""
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Batch sizes that are recorded; a batch is padded with idle sequences to the next one."""
+
+
+class Recorder(Protocol):
+    """What a step is recorded with. `run` takes everything from memory that does not move, and leaves all there."""
+
+    def capture(self, run: Callable[[], None]) -> None:
+        """Run it `WARM` times, then record it, without effect; what `run` reads has to allow that."""
+        ...
+
+    def replay(self) -> None: ...
+
+
+Record = Callable[[], Recorder]
+
+
+class CudaGraph:
+    """A CUDA graph with a private pool, which the graphs of one `Pool` share: they never run at the same time."""
+
+    def __init__(self, device: torch.device, pool: Any = None):
+        self.device, self.pool = device, pool
+        self.graph = torch.cuda.CUDAGraph()
+
+    def capture(self, run: Callable[[], None]) -> None:
+        with torch.cuda.device(self.device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(WARM):
+                    run()
+            torch.cuda.current_stream().wait_stream(side)
+            # Other threads (a listener's, a server's) may go on calling CUDA while this one records.
+            with torch.cuda.graph(self.graph, pool=self.pool, stream=side, capture_error_mode="thread_local"):
+                run()
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+def cuda_recorder(device: torch.device) -> Record:
+    """Recorders for one device whose graphs share their memory."""
+    if device.type != "cuda":
+        raise UsageError(f"a decode step is recorded on a CUDA device, this model is on {device.type}: set graph=False")
+    pool = torch.cuda.graph_pool_handle()
+    return lambda: CudaGraph(device, pool)
+
+
+def bucket(sequences: int) -> int:
+    """The least recorded batch size that holds them."""
+    return next((size for size in BUCKETS if size >= sequences), -(-sequences // 128) * 128)

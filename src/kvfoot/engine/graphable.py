@@ -1,0 +1,42 @@
+"""Which methods decode by a recorded step, and why the others do not."""
+
+from typing import Any
+
+import numpy as np
+
+from kvfoot.attention.backend import Backend
+from kvfoot.core.hooks import POSITION, Method, Needs, Plan
+from kvfoot.core.reading import Reader
+
+WHOLE = np.iinfo(np.int32).max
+
+
+def why_eager(method: Method, plan: Plan) -> str | None:
+    """What of a method's decode step cannot be replayed; None: nothing, but for single steps (`Reader.phase`)."""
+    if Needs.PRE_ROPE in method.needs:
+        return "it turns every stored key to its rank anew"
+    if isinstance(method, Reader):
+        if method.verify or method.rectify:
+            return f"{'verify' if method.verify else 'rectify'} reads tokens again"
+        if plan.later is not None:
+            return "a reader over rows that are cut while decoding"
+        size = plan.reads or 1
+        if method.phase(1, size + 1, size) is None:
+            return "its lists change shape, or it scans keys, at every step"
+        return None
+    if plan.later is None:
+        return None if all(plane is POSITION for plane in plan.planes) else "it watches steps and evicts nothing"
+    if type(method).keep is not Method.keep:
+        return "it chooses by a `keep` of its own, not by `priority`"
+    if (plan.later.counts == WHOLE).any() and len(plan.planes) > 1:
+        return "it watches rows that it does not cut"
+    return None
+
+
+def why_not_here(model: Any, backend: Backend) -> str | None:
+    """What of the model's or the backend's part cannot be replayed."""
+    if not hasattr(backend, "paged"):
+        return f"the {backend.name} backend has no attention by lengths on the device"
+    if getattr(model.config, "num_local_experts", None) or getattr(model.config, "num_experts", None):
+        return "the model sends tokens to experts by lists that the host reads"
+    return None

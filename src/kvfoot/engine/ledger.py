@@ -1,0 +1,156 @@
+"""Lengths, pages and slots of a batch's rows while its decode steps are replayed: arithmetic of the host alone (D8).
+
+A row that grows takes its new entry at its end. A row that *stays* (it is full, so that one entry goes for the new one)
+takes it one past its end while it is attended to: in the slack of its last page, or in a spare page where it has none.
+Which entry goes, the device says and the host never learns; the lengths are the same whichever it is.
+"""
+
+from collections.abc import Sequence as Many
+
+import numpy as np
+
+from kvfoot.cache.kv import KVCache
+from kvfoot.core.geometry import Geometry
+from kvfoot.core.hooks import Plan
+from kvfoot.engine.buffers import Buffers
+from kvfoot.engine.look import begin_pass
+from kvfoot.engine.sequence import Sequence
+from kvfoot.engine.span import Span
+
+WHOLE = int(np.iinfo(np.int32).max)
+
+
+def limits(sequence: Sequence) -> np.ndarray:
+    """Entries at which a row stays as long as it is, int64 [layers, kv_heads]; WHOLE where it only grows."""
+    geometry = sequence.trace.geometry
+    found = np.full((geometry.layers, geometry.kv_heads), WHOLE, np.int64)
+    if sequence.later is not None:
+        found[:] = sequence.later.counts
+    for layer in range(geometry.layers):
+        window = geometry.window(layer)
+        if window is not None:
+            found[layer] = window - 1
+    return found
+
+
+def spare_pages(plan: Plan, geometry: Geometry, size: int) -> int:
+    """Pages that replayed steps of a bucket of `size` sequences take beside the rows' own."""
+    return 1 + (size * geometry.kv_heads if plan.later is not None or any(geometry.windows) else 0)
+
+
+class Ledger:
+    """B places for sequences, some of them empty. The sequences' pages are in order again after `close`."""
+
+    def __init__(self, cache: KVCache, buffers: Buffers, sequences: Many[Sequence]):
+        """Raises PoolExhausted, before anything has changed."""
+        g, pool = cache.geometry, cache.pool
+        B, self.shape = buffers.size, (g.layers, buffers.size, g.kv_heads)
+        self.cache, self.buffers, self.sequences = cache, buffers, list(sequences)
+        plan = self.sequences[0].plan
+        extra = spare_pages(plan, g, B)
+        pool.require(extra + sum(cache.forecast(s.rows, 1, s.later) for s in self.sequences))
+        self.spare = pool.allocate(extra)
+        self.active = np.arange(B) < len(self.sequences)
+        self.lens, self.tail = np.zeros(self.shape, np.int64), np.full(self.shape, -1, np.int64)
+        self.limit = np.full(self.shape, WHOLE, np.int64)
+        self.turn = np.zeros((g.layers, B), np.int64)
+        self.ring = np.array([g.window(layer) is not None for layer in range(g.layers)])
+        self.stays, self.fresh = np.zeros(self.shape, bool), np.zeros(self.shape, bool)
+        self.lost = np.zeros((g.layers, B), bool)
+        self.tables = [np.zeros((buffers.rows, P), np.int32) for P in buffers.widths]
+        for b, sequence in enumerate(self.sequences):
+            self._enter(b, sequence)
+        buffers.fill(self.tables)
+        buffers.host["idle"][:] = self.spare[0] * pool.page_size
+        buffers.host["counts"][:] = self.limit.reshape(buffers.host["counts"].shape)
+
+    def _enter(self, b: int, sequence: Sequence) -> None:
+        rows, size, G = sequence.rows, self.cache.pool.page_size, self.shape[2]
+        self.cache.claim(rows, sequence.later)
+        self.lens[:, b], self.limit[:, b], self.turn[:, b] = rows.lens, limits(sequence), rows.turn
+        for layer, pages in enumerate(rows.pages):
+            for head, ids in enumerate(pages):
+                self.tables[layer][b * G + head, : len(ids)] = ids
+                if rows.lens[layer, head] % size:
+                    self.tail[layer, b, head] = ids[-1]
+        self.buffers.host["stream"][b] = sequence.generator.key
+
+    def retire(self, b: int) -> None:
+        """The sequence at place b is done: its rows do nothing from now on."""
+        self.active[b] = False
+
+    def idle(self) -> None:
+        """Words under which a step changes nothing but the idle slot and the tokens."""
+        host = self.buffers.host
+        for name in ("position", "lens", "due"):
+            host[name][:] = 0
+        host["slots"][:] = host["goal"][:] = host["idle"][0]
+        self.buffers.send()
+
+    def prepare(self) -> None:
+        """Pages and words for the next step. Raises PoolExhausted, before anything has changed."""
+        pool, host, size = self.cache.pool, self.buffers.host, self.cache.pool.page_size
+        active = self.active[None, :, None]
+        stays = active & (self.lens >= self.limit)
+        fresh = active & (self.tail < 0)
+        grows = fresh & ~stays
+        pages = pool.allocate(int(grows.sum()))
+        self.stays, self.fresh = stays, grows
+        if fresh.any():
+            self.tail[grows] = pages
+            layer, b, head = np.nonzero(fresh & stays)
+            row = b * self.shape[2] + head
+            self.tail[layer, b, head] = self.spare[1 + row]
+            layer, b, head = np.nonzero(fresh)
+            row, place, page = b * self.shape[2] + head, self.lens[fresh] // size, self.tail[fresh]
+            for i, table in enumerate(self.tables):
+                own = layer == i
+                table[row[own], place[own]] = page[own]
+            self.buffers.put(layer, row, place, page)
+        slots = np.where(active, self.tail * size + self.lens % size, host["idle"][0])
+        flat = host["slots"].shape
+        host["slots"][:] = host["goal"][:] = slots.reshape(flat)
+        host["lens"][:] = np.where(active, self.lens + 1, 0).reshape(flat)
+        host["due"][:] = (stays & ~self.ring[:, None, None]).reshape(flat)
+        for layer in np.flatnonzero(self.ring & stays.any((1, 2))):
+            turn = self.turn[layer].repeat(self.shape[2])
+            at = self.tables[layer][np.arange(len(turn)), turn // size].astype(np.int64) * size + turn % size
+            host["goal"][layer] = np.where(stays[layer].reshape(-1), at, host["goal"][layer])
+        host["position"][: len(self.sequences)] = [s.rows.seen for s in self.sequences]
+        host["position"][~self.active] = 0
+        self.buffers.send()
+
+    def settle(self) -> None:
+        """The step is on its way: what it does to lengths, in numbers."""
+        size = self.cache.pool.page_size
+        for b in np.flatnonzero(self.active).tolist():
+            begin_pass(Span(self.sequences[b], b, b + 1, self.sequences[b].later))
+        grew = self.active[None, :, None] & ~self.stays
+        self.lens += grew
+        self.tail[grew & (self.lens % size == 0)] = -1
+        self.fresh = np.zeros(self.shape, bool)
+        full = self.stays & self.ring[:, None, None]
+        self.turn = np.where(full[..., 0], (self.turn + 1) % np.maximum(self.limit[..., 0], 1), self.turn)
+        self.lost |= (self.stays & ~full).any(2)
+        for b in np.flatnonzero(self.active).tolist():
+            rows = self.sequences[b].rows
+            rows.lens = self.lens[:, b].copy()
+            rows.seen += 1
+
+    def close(self) -> None:
+        """Hand the rows back to the cache: their pages as they are now, the spare ones returned."""
+        pool, size, G = self.cache.pool, self.cache.pool.page_size, self.shape[2]
+        pool.release(self.tail[self.fresh])  # of a step that never ran
+        counts = -(-self.lens // size)
+        for b, sequence in enumerate(self.sequences):
+            rows = sequence.rows
+            for layer, pages in enumerate(rows.pages):
+                for head in range(G):
+                    count = counts[layer, b, head]
+                    if len(pages[head]) != count:
+                        pages[head] = self.tables[layer][b * G + head, :count].astype(np.int64)
+                rows.indices[layer].clear()
+                rows.turn[layer] = int(self.turn[layer, b])
+                rows.ordered[layer] = rows.ordered[layer] and not self.lost[layer, b]
+        pool.release(self.spare)
+        self.spare = self.spare[:0]

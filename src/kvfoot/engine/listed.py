@@ -1,0 +1,209 @@
+"""Readers in a replayed step: lists of entries and whole rows by the same kernel, chosen between by lengths (D8).
+
+A row that refreshes reads its whole table and none of its list, any other row the other way round; both are one launch
+each for all rows, and an empty row costs nothing. So a refresh that is decided on the device needs no host, and scores are
+written by rows that refresh alone.
+"""
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvfoot.attention.backend import Backend
+from kvfoot.attention.state import State, merge
+from kvfoot.cache.kv import KVCache
+from kvfoot.core.reading import Read, Reader
+from kvfoot.engine.buffers import Buffers
+from kvfoot.engine.ledger import Ledger
+from kvfoot.engine.sequence import Sequence
+
+Place = tuple[int, int, tuple[int, ...]]
+"""(place in the batch, layer, KV heads): whose state."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Entries that a step of a kind reads per row, known when it is recorded: `read` of them by the list.
+
+    full: a row that refreshes reads all that is stored, else `renewed` entries. extra: see core.reading.Read.
+    """
+
+    read: int
+    full: bool
+    renewed: int
+    extra: float
+
+
+class Asked:
+    """A `core.reading.Query` whose row lengths are on the device: `n` and `step` are those of the recording."""
+
+    def __init__(self, layer: int, step: int, n: int, size: int, q: Tensor, key: Tensor, lens: Tensor, width: int):
+        self.layer, self.step, self.n, self.size, self.q, self.key = layer, step, n, size, q, key
+        self.newest = (lens[:, None] - 1).clamp(min=0)
+        self.below: Any = None
+        self.weights: Tensor | None = None
+        self._width = width
+
+    def scores(self) -> Tensor:
+        assert self.weights is not None
+        return self.weights
+
+    def earlier(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+        there = torch.arange(self._width, device=scores.device) < self.newest
+        return scores.masked_fill(~there[:, None], 0), there
+
+    def logits(self) -> Tensor:
+        raise TypeError("a replayed step has no logits of all entries")
+
+    def keys(self) -> Tensor:
+        raise TypeError("a replayed step has no keys of all entries")
+
+
+class Lists:
+    """The states of one method's readers at fixed addresses, and their attention."""
+
+    def __init__(self, buffers: Buffers, cache: KVCache, backend: Backend, method: Reader):
+        self.buffers, self.cache, self.backend, self.method = buffers, cache, backend, method
+        self.states: dict[Place, Any] = {}
+        self.sequences: list[Sequence] = []
+        self.step = 0
+        self.costs: dict[str, dict[Place, Cost]] = {}
+        self._rows: dict[Place, Tensor] = {}
+
+    def attach(self, sequences: Many[Sequence]) -> None:
+        """Copy the sequences' states in: of the shapes that are here already (`fits`), or the first ones."""
+        self.sequences = list(sequences)
+        for place, state in _places(sequences).items():
+            if place in self.states:
+                _copy(self.states[place], state)
+            else:
+                self.states[place] = _mapped(state, lambda x: x.clone())
+                heads = [place[0] * self.cache.geometry.kv_heads + head for head in place[2]]
+                self._rows[place] = torch.tensor(heads, device=self.buffers.device)
+
+    def fits(self, sequences: Many[Sequence]) -> bool:
+        """Whether what is recorded suits these: the same groups of heads, states of the same shapes."""
+        mine = {place: _shapes(state) for place, state in self.states.items()}
+        theirs = {place: _shapes(state) for place, state in _places(sequences).items()}
+        sizes = [[s.plan.reads for s in some] for some in (self.sequences, sequences)]
+        return not mine or (mine == theirs and sizes[0] == sizes[1])
+
+    def detach(self, sequences: Many[Sequence]) -> None:
+        """Give the sequences their states back."""
+        for (b, layer, heads), state in self.states.items():
+            if b < len(sequences):
+                sequences[b].reading[layer, heads] = _mapped(state, lambda x: x.clone())
+
+    def saved(self) -> dict[Place, Any]:
+        return {place: _mapped(state, lambda x: x.clone()) for place, state in self.states.items()}
+
+    def restore(self, states: dict[Place, Any]) -> None:
+        for place, state in states.items():
+            _copy(self.states[place], state)
+
+    def attend(self, layer: int, kind: str, q: Tensor, key: Tensor, scale: float) -> State:
+        """q [R, H, D] and key [R, D] of the new tokens, stored already. The states move on by a step."""
+        b, pool = self.buffers, self.cache.pool
+        table, lens = b.tables[layer], b.words["lens"][layer]
+        width, R = table.shape[1] * pool.page_size, len(lens)
+        asked: dict[Place, tuple[Asked, Any, Read]] = {}
+        fires = torch.zeros(R, dtype=torch.bool, device=q.device)
+        for place in (p for p in self.states if p[1] == layer):
+            rows, size = self._rows[place], self.sequences[place[0]].plan.reads or 0
+            n = max(int(self.sequences[place[0]].rows.lens[layer, place[2][0]]), size) + 1
+            query = Asked(layer, self.step, n, size, q[rows], key[rows], lens[rows], width)
+            state, chosen = self.method.read(self.states[place], query)
+            asked[place] = query, state, chosen
+            if isinstance(chosen.refresh, Tensor):
+                fires.index_copy_(0, rows, chosen.refresh.expand(len(rows)))
+            elif chosen.refresh:
+                fires.index_fill_(0, rows, True)
+        renews = any(chosen.refresh is not False for _, _, chosen in asked.values())
+        whole, weights = None, None
+        if renews:
+            whole, weights = self.backend.paged(q, pool.k, pool.v, table, lens.where(fires, 0), scale, width=width)
+        most = max(chosen.slots.shape[1] for _, _, chosen in asked.values() if chosen.slots is not None)
+        listed = torch.zeros(R, most, dtype=torch.int64, device=q.device)
+        counts = torch.zeros(R, dtype=torch.int64, device=q.device)
+        for place, (query, state, chosen) in asked.items():
+            rows, slots, renewed = self._rows[place], chosen.slots, 0
+            assert slots is not None
+            read = slots.shape[1]
+            count = torch.full((len(rows),), read, device=q.device)
+            if weights is not None and chosen.refresh is not False:
+                query.weights, fired = weights[rows], fires[rows]
+                new, better = self.method.refresh(state, query)
+                state, renewed = _where(fired, new, state), better.shape[1]
+                if not chosen.full:
+                    slots = torch.cat([better.where(fired[:, None], slots[:, :renewed]), slots[:, renewed:]], 1)
+                count = count.where(~fired, 0 if chosen.full else renewed)
+            listed[:, :read].index_copy_(0, rows, slots)
+            counts.index_copy_(0, rows, count)
+            _copy(self.states[place], state)
+            self.costs.setdefault(kind, {})[place] = Cost(read, chosen.full, renewed, chosen.extra)
+        here = lens > 0
+        b.fired[layer].copy_(fires & here)
+        size = pool.page_size
+        at = table.long().gather(1, listed // size) * size + listed % size
+        k, v = (x.view(-1, 1, x.shape[2]) for x in (pool.k, pool.v))
+        part, _ = self.backend.paged(q, k, v, at.int(), counts.where(here, 0), scale)
+        full = any(chosen.full for _, _, chosen in asked.values())
+        return part if whole is None or not full else merge(whole, part)
+
+    def account(self, ledger: Ledger, kind: str, fired: np.ndarray) -> None:
+        """The step's reads into the sequences' traces. fired: bool [L, R]."""
+        for (b, layer, heads), cost in self.costs[kind].items():
+            if b >= len(ledger.sequences) or not ledger.active[b]:
+                continue
+            p = ledger.sequences[b].trace.passes[-1]
+            assert p.loaded is not None and p.refreshed is not None and p.scan is not None  # noqa: PT018
+            own = list(heads)
+            n = int(p.before[layer, own[0]]) + 1
+            refreshed = bool(fired[layer, b * ledger.shape[2] + own[0]])
+            p.loaded[layer, own] = (n if cost.full else cost.renewed) if refreshed else cost.read
+            p.refreshed[layer, own] = refreshed
+            p.scan[layer, own] += (n if refreshed else 0) + 2 * cost.extra
+
+
+def _places(sequences: Many[Sequence]) -> dict[Place, Any]:
+    return {(b, *key): state for b, s in enumerate(sequences) for key, state in s.reading.items()}
+
+
+def _mapped(state: Any, change: Any) -> Any:
+    """The state with every tensor changed; a state is a tensor, a dataclass of tensors, or None."""
+    if isinstance(state, Tensor):
+        return change(state)
+    if is_dataclass(state) and not isinstance(state, type):
+        return replace(state, **{f.name: change(getattr(state, f.name)) for f in fields(state)})
+    return state
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    _mapped(state, lambda x: found.append(x) or x)
+    return found
+
+
+def _shapes(state: Any) -> list[torch.Size]:
+    return [x.shape for x in _tensors(state)]
+
+
+def _copy(target: Any, source: Any) -> None:
+    for to, new in zip(_tensors(target), _tensors(source), strict=True):
+        to.copy_(new)
+
+
+def _where(fired: Tensor, new: Any, old: Any) -> Any:
+    """Row by row; what has no rows follows the first row: a group of rows refreshes together."""
+    others = iter(_tensors(old))
+
+    def pick(x: Tensor) -> Tensor:
+        rows = x.ndim > 0 and len(x) == len(fired)
+        mask = fired.view(-1, *[1] * (x.ndim - 1)) if rows else fired[0]
+        return torch.where(mask, x, next(others))
+
+    return _mapped(new, pick)

@@ -1,0 +1,201 @@
+"""A decode step that lives on the device: the model unmodified, everything it reads and writes in buffers that stay.
+
+    Ledger.prepare (host: pages, lengths, slots) -> words to the device -> replay: model -> per layer: store, attend,
+        overwrite -> sample -> tokens stay on the device and are copied to the host -> Ledger.settle, meanwhile
+
+Recorded once per kind of step, replayed with other contents: nothing but the buffers says what a step does.
+"""
+
+from collections.abc import Sequence as Many
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvfoot.attention.backend import Backend
+from kvfoot.cache.kv import KVCache
+from kvfoot.core.errors import NotFinite, UsageError
+from kvfoot.core.hooks import POSITION, Needs
+from kvfoot.core.reading import Reader
+from kvfoot.engine.buffers import Buffers
+from kvfoot.engine.graph import Record, Recorder
+from kvfoot.engine.ledger import WHOLE, Ledger, limits
+from kvfoot.engine.listed import Lists
+from kvfoot.engine.overwrite import Scope, flat, move, overwrite
+from kvfoot.engine.sampler import Sampling
+from kvfoot.engine.sequence import Sequence
+from kvfoot.engine.span import Heads
+from kvfoot.engine.step import blame
+from kvfoot.models.bridge import Call, PassCache
+
+SCORED = Needs.WINDOW_SCORES | Needs.COLUMN_SCORES
+QUIET = "quiet"
+
+
+class Resident:
+    """Decode steps of up to `size` sequences of one method. `attach`, any number of `step` and `tokens`, `detach`."""
+
+    def __init__(
+        self,
+        model: Any,
+        backend: Backend,
+        cache: KVCache,
+        sequences: Many[Sequence],
+        size: int,
+        room: int,
+        sampling: Sampling,
+        record: Record,
+    ):
+        """sequences: what the shapes follow from. room: tokens that each of them may still take."""
+        self.model, self.backend, self.cache, self.sampling, self.record = model, backend, cache, sampling, record
+        self.method, self.plan = sequences[0].method, sequences[0].plan
+        g, self.bounds = cache.geometry, np.stack([limits(s) for s in sequences])
+        reach = np.minimum(np.stack([s.rows.lens for s in sequences]) + room, self.bounds) + 1
+        self.entries = reach.max((0, 2))
+        widths = [int(-(-n // cache.pool.page_size)) for n in self.entries]
+        self.buffers = Buffers(cache.pool, g, size, widths)
+        self.planes = [plane.name for plane in self.plan.planes if plane is not POSITION]
+        self.scopes = [self._scope(layer) for layer in range(g.layers)]
+        self.lists = Lists(self.buffers, cache, backend, self.method) if isinstance(self.method, Reader) else None
+        self.graphs: dict[str, Recorder] = {}
+        self.ledger: Ledger | None = None
+        self.checks: list[Tensor] = []
+        self.plans: Any = None
+        self.kind = QUIET
+
+    def _scope(self, layer: int) -> Scope | None:
+        geometry, device = self.cache.geometry, self.cache.pool.device
+        taken = self.bounds[0, layer] < WHOLE
+        if geometry.window(layer) is not None or not taken.any():
+            return None
+        heads = np.tile(np.arange(geometry.kv_heads), self.buffers.size)
+        rows = np.flatnonzero(np.tile(taken, self.buffers.size))
+        entries = int(self.bounds[:, layer, taken].max()) + 1
+        return Scope(
+            None if taken.all() else torch.from_numpy(rows).to(device),
+            torch.from_numpy(heads[rows]).to(device),
+            min(entries, self.buffers.widths[layer] * self.cache.pool.page_size),
+        )
+
+    def holds(self, sequences: Many[Sequence], room: int) -> bool:
+        """Whether these, with `room` more tokens each, have the shapes that this was made for."""
+        bounds = np.stack([limits(s) for s in sequences])
+        reach = np.minimum(np.stack([s.rows.lens for s in sequences]) + room, bounds) + 1
+        small = (reach.max((0, 2)) <= np.array(self.buffers.widths) * self.cache.pool.page_size).all()
+        same = ((bounds < WHOLE) == (self.bounds[:1] < WHOLE)).all()
+        scoped = all(
+            s is None or bounds[:, i][bounds[:, i] < WHOLE].max() < s.entries for i, s in enumerate(self.scopes)
+        )
+        fits = self.lists is None or self.lists.fits(sequences)
+        return bool(small and same and scoped and fits and len(sequences) <= self.buffers.size)
+
+    def attach(self, sequences: Many[Sequence]) -> None:
+        """Take over the sequences' rows until `detach`. Raises PoolExhausted, before anything has changed."""
+        self.ledger = Ledger(self.cache, self.buffers, sequences)
+        if self.lists is not None:
+            self.lists.attach(sequences)
+        self.buffers.feed([s.tokens[-1] for s in sequences] + [0] * (self.buffers.size - len(sequences)))
+
+    def detach(self) -> None:
+        """Give the rows back to the cache, and readers their states."""
+        if self.ledger is None:
+            return
+        if self.lists is not None:
+            self.lists.detach(self.ledger.sequences)
+        self.ledger.close()
+        self.ledger = None
+
+    def step(self, kind: str = QUIET) -> None:
+        """Start one token of every sequence; the host goes on at once. Raises PoolExhausted."""
+        assert self.ledger is not None
+        self.kind = kind
+        if kind not in self.graphs:
+            self._capture(kind)
+        self.ledger.prepare()
+        self.graphs[kind].replay()
+        self.buffers.fetch()
+        self.ledger.settle()
+
+    def tokens(self) -> list[int]:
+        """What the step chose, in order: the one wait for the device. Raises NotFinite."""
+        assert self.ledger is not None
+        tokens, finite, fired = self.buffers.answered()
+        if not finite.all():
+            raise NotFinite(blame(finite[:-1].tolist()))
+        if self.lists is not None:
+            self.lists.account(self.ledger, self.kind, fired)
+        return tokens[: len(self.ledger.sequences)]
+
+    def _capture(self, kind: str) -> None:
+        """Record a kind of step, on words under which its warming runs change nothing that is anybody's."""
+        assert self.ledger is not None
+        if self.lists is not None:
+            self.lists.step = next(s.steps for s in self.ledger.sequences if not s.done)
+        self.ledger.idle()
+        tokens = self.buffers.tokens.clone()
+        states = None if self.lists is None else self.lists.saved()
+        graph = self.record()
+        graph.capture(lambda: self.run(kind))
+        self.graphs[kind] = graph
+        self.buffers.tokens.copy_(tokens)
+        if states is not None and self.lists is not None:
+            self.lists.restore(states)
+
+    @torch.inference_mode()
+    def run(self, kind: str) -> None:
+        """The step itself, from buffers to buffers."""
+        b, pool = self.buffers, self.cache.pool
+        self.checks, self.kind = [], kind
+        self.plans = self.backend.planned(b.words["lens"], pool.head_dim, pool.dtype)
+        positions = b.words["position"][None]
+        output = self.model(
+            input_ids=b.tokens,
+            position_ids=positions,
+            past_key_values=PassCache(self.attend, 0),
+            use_cache=True,
+            logits_to_keep=0,
+        )
+        logits = output.logits[0].float()
+        b.tokens.copy_(self.sampling.choose(logits, b.words["stream"], positions[0] + 1)[None])
+        finite = torch.cat([torch.isfinite(torch.stack(self.checks)), torch.isfinite(logits).all()[None]])
+        b.answer.copy_(torch.cat([b.tokens[0], finite.long(), b.fired.flatten()]))
+
+    def attend(self, call: Call) -> Tensor:
+        """One layer: q [1, heads, B, D], k and v [1, kv_heads, B, D] -> attention output [1, B, heads, D]."""
+        cache, b, layer = self.cache, self.buffers, call.layer
+        pool, windowed = cache.pool, cache.geometry.window(layer) is not None
+        if call.window != cache.geometry.window(layer):
+            raise UsageError(
+                f"layer {layer} asks for a window of {call.window} tokens, the config for "
+                f"{cache.geometry.window(layer)}"
+            )
+        part = Heads(call, cache.geometry.kv_heads, cache.geometry.group)
+        q = part.q.permute(2, 0, 1, 3).flatten(0, 1)
+        k, v = (x.transpose(0, 1).flatten(0, 1) for x in (part.k, part.v))
+        slots, lens = b.words["slots"][layer], b.words["lens"][layer]
+        flat(pool.k).index_copy_(0, slots, k)
+        flat(pool.v).index_copy_(0, slots, v)
+        if self.plan.planes and not windowed:
+            position = b.words["position"].repeat_interleave(cache.geometry.kv_heads)[:, None]
+            flat(pool.planes[POSITION.name]).index_copy_(0, slots, position.int())
+        plan = None if self.plans is None else self.plans.layer(layer)
+        scope = self.scopes[layer]
+        weights = None
+        if self.lists is not None and not windowed:
+            state = self.lists.attend(layer, self.kind, q, k, call.scale)
+        else:
+            width = scope.entries if scope is not None and self.method.needs & SCORED else 0
+            state, weights = self.backend.paged(
+                q, pool.k, pool.v, b.tables[layer], lens, call.scale, plan=plan, width=width
+            )
+        lse = part.write_steps(state, slice(None))
+        if windowed:
+            move(pool, slots, b.words["goal"][layer])
+        elif scope is not None:
+            if weights is not None and part.sinks is not None and Needs.COLUMN_SCORES in self.method.needs:
+                weights = weights * (state.lse - lse).exp()[..., None].nan_to_num(0.0)
+            overwrite(pool, b, self.method, layer, scope, weights, self.planes)
+        parts = (call.q, call.k, part.out)
+        self.checks.append(torch.stack([x.sum(dtype=torch.float32) for x in parts]).sum())
+        return part.out.view(1, part.out.shape[0], -1, part.out.shape[3])
