@@ -112,7 +112,7 @@ def best(
     there: bool [R, m], entries that may be chosen, where not all.
     """
     pooled = join(pool(scores, kernel, "max"), group)
-    pooled[:, :sink] = torch.inf
+    pooled[:, :sink].fill_(torch.inf)
     # Scores are not negative, so their bits order as they do; pooled values come in plateaus of up to `kernel`.
     key = pooled.view(torch.int32).long() << 31 | join(scores, group).contiguous().view(torch.int32)
     if there is not None:
