@@ -1,7 +1,7 @@
 """A recorder for the CPU that does what a CUDA graph does: operations with their constants and addresses, no Python.
 
-Recording notes every operation with its arguments. A replay runs them again, each into the memory of its first result; what
-Python knew while recording (numbers, lists, branches) is as fixed as it is in a CUDA graph.
+Recording notes every operation with its arguments. A replay runs them again, each into the memory of its first result;
+what Python knew while recording (numbers, lists, branches) is as fixed as it is in a CUDA graph.
 """
 
 from collections.abc import Callable

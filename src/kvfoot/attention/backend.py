@@ -28,7 +28,6 @@ class Backend(Protocol):
 
     def column_scores(self, q_RHnD: Tensor, k_RmD: Tensor, lse_RHn: Tensor, scale: float) -> Tensor: ...
 
-
     def planned(self, lens_LR: Tensor, head_dim: int, dtype: torch.dtype) -> Any:
         """For `paged` of a step's layers, by `.layer(i)`; None where it wants nothing. See attention/padded.py."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from kvfoot.attention.padded import paged, planned
 from kvfoot.attention.state import Ragged, State
 
-__all__ = ["attend", "column_scores", "decode", "gathered", "paged", "planned", "window_scores"]
+__all__ = ["attend", "column_scores", "decode", "gathered", "name", "paged", "planned", "window_scores"]
 name = "naive"
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -67,7 +68,28 @@ def trim(device: torch.device) -> None:
 def available(device: torch.device) -> int:
     """Bytes that a pool may reserve by default: the host's memory, or what is free on the device less a tenth."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * 0.9)
+        return int(free(device) * 0.9)
     import psutil
 
     return int(psutil.virtual_memory().total)
+
+
+def free(device: torch.device, group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that can be used now: of the device, with what torch holds there unused, or of the host and its container.
+
+    group: the control group's folder (version 2), whose limit holds where there is one.
+    """
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    import psutil
+
+    least = int(psutil.virtual_memory().available)
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+    except OSError:
+        return least
+    # File pages that nobody uses are given up before the limit is felt.
+    return least if limit == "max" else min(least, max(0, int(limit) - used + int(stat.get("inactive_file", 0))))

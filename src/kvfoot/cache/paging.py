@@ -44,7 +44,7 @@ class Paging:
         rows.pages = []
 
     def claim(self, rows: Rows, cut: Cut | None) -> None:
-        """Copy on write, ahead of decode steps that `cut` follows: the pages that these may write to become own ones."""
+        """Copy on write ahead of decode steps that `cut` follows: pages that they may write to become own ones."""
         if not rows.forked:
             return
         for layer, lens in enumerate(rows.lens):

@@ -21,6 +21,12 @@ class Extent:
     stop: int
 
 
+def entry_widths(head_dim: int, dtype: torch.dtype, planes: Sequence[Plane] = ()) -> dict[str, int]:
+    """Bytes of an entry: of its key, its value and the planes' values."""
+    widths = {"k": head_dim * dtype.itemsize, "v": head_dim * dtype.itemsize}
+    return widths | {p.name: p.dtype.itemsize * p.width for p in planes}
+
+
 class Pool:
     """An arena of `pages` pages of `page_size` entries; an entry has a key, a value and the planes' values.
 
@@ -46,8 +52,7 @@ class Pool:
             raise UsageError(f"page_size={page_size}: give at least 1 entry per page")
         self.device = torch.device(device)
         self.page_size, self.head_dim, self.dtype, self.poison = page_size, head_dim, dtype, poison
-        widths = {"k": head_dim * dtype.itemsize, "v": head_dim * dtype.itemsize}
-        widths |= {p.name: p.dtype.itemsize * p.width for p in planes}
+        widths = entry_widths(head_dim, dtype, planes)
         self.entry_bytes = sum(widths.values())
         self.page_bytes = self.entry_bytes * page_size
         self.pages = pages if pages is not None else (memory or available(self.device)) // self.page_bytes

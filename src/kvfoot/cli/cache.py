@@ -32,7 +32,7 @@ def save(
     device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     backend: Annotated[str | None, Option(help="see kvfoot doctor")] = None,
     page_size: Annotated[int, Option(help="entries per page of the cache")] = 16,
-    kv_memory: Annotated[str | None, Option(help="size of the cache's pool, such as 2GiB")] = None,
+    kv_memory: Annotated[str | None, Option(help="size of the cache's pool: 2GiB, or 0.9 of what is free")] = None,
     chat: Annotated[
         bool | None, Option("--chat/--no-chat", help="the chat template (default: where there is one)")
     ] = None,
@@ -43,7 +43,7 @@ def save(
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder: give the name of a file in it")
     options, tokens = inputs.settings(set_ or []), inputs.chunk_size(chunk)
-    memory, text = inputs.byte_count(kv_memory), inputs.prompt_text(prompt_file)
+    memory, text = inputs.pool_size(kv_memory), inputs.prompt_text(prompt_file)
 
     from kvfoot.cli.console import Watch, load, stderr
     from kvfoot.cli.run import INTERRUPTED, check_method
@@ -87,7 +87,7 @@ def ask(
     device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     backend: Annotated[str | None, Option(help="see kvfoot doctor")] = None,
     page_size: Annotated[int, Option(help="entries per page of the cache")] = 16,
-    kv_memory: Annotated[str | None, Option(help="size of the cache's pool, such as 2GiB")] = None,
+    kv_memory: Annotated[str | None, Option(help="size of the cache's pool: 2GiB, or 0.9 of what is free")] = None,
     record: Annotated[Path | None, Option(help="write what each answer cost as JSON")] = None,
 ) -> int:
     """Ask a saved document: the model reads the questions only."""
@@ -97,7 +97,7 @@ def ask(
         if not asked.strip():
             raise UsageError("the question is empty")
     inputs.record_path(record)
-    memory = inputs.byte_count(kv_memory)
+    memory = inputs.pool_size(kv_memory)
 
     from kvfoot.attention.backend import choose
     from kvfoot.cache.file import read_header

@@ -40,6 +40,7 @@ def evaluate(
     dtype: Annotated[str, Option(help="auto, bfloat16, float16 or float32")] = "auto",
     device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     backend: Annotated[str | None, Option(help="see kvfoot doctor")] = None,
+    kv_memory: Annotated[str | None, Option(help="size of the cache's pool: 2GiB, or 0.9 of what is free")] = None,
     chat: Annotated[
         bool | None, Option("--chat/--no-chat", help="the chat template (default: as the task says)")
     ] = None,
@@ -66,6 +67,7 @@ def evaluate(
         dtype=dtype,
         device=device,
         backend=backend,
+        kv_memory=inputs.pool_size(kv_memory),
     )
     return _run(sweep, out, workers, ray, export)
 

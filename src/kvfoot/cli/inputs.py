@@ -44,15 +44,22 @@ def settings(pairs: list[str]) -> dict[str, str]:
     return found
 
 
-def byte_count(text: str | None) -> int | None:
-    """2147483648, 2GiB or 512MB as bytes. Raises UsageError."""
+def pool_size(text: str | None) -> int | float | None:
+    """2147483648, 2GiB or 512MB as bytes; 0.9 or 90% as the fraction of what is free. Raises UsageError."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[kmg]i?)b?", text.strip().lower())
-    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
-    if size < 1:
-        raise UsageError(f"--kv-memory {text}: write bytes, or a size such as 512MiB or 2GiB")
-    return size
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|(?:|[kmg]i?)b?)", text.strip().lower())
+    if match:
+        number, unit = float(match[1]), match[2].removesuffix("b")
+        if unit == "%" or (unit == match[2] == "" and "." in match[1]):
+            number = number / 100 if unit else number
+            if 0 < number <= 1:
+                return number
+        elif int(number * UNITS[unit]) >= 1:
+            return int(number * UNITS[unit])
+    raise UsageError(
+        f"--kv-memory {text}: write bytes, a size such as 512MiB or 2GiB, or a fraction of what is free such as 0.9"
+    )
 
 
 def chunk_size(text: str) -> int | None:

@@ -49,7 +49,7 @@ def run(
     device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     backend: Annotated[str | None, Option(help="see kvfoot doctor")] = None,
     page_size: Annotated[int, Option(help="entries per page of the cache")] = 16,
-    kv_memory: Annotated[str | None, Option(help="size of the cache's pool, such as 2GiB")] = None,
+    kv_memory: Annotated[str | None, Option(help="size of the cache's pool: 2GiB, or 0.9 of what is free")] = None,
     chat: Annotated[
         bool | None, Option("--chat/--no-chat", help="the chat template (default: where there is one)")
     ] = None,
@@ -67,7 +67,7 @@ def run(
         raise UsageError(f"page_size={page_size}: give at least 1 entry per page")
     inputs.record_path(record)
     options: dict[str, Any] = dict(inputs.settings(set_ or []))
-    tokens, memory = inputs.chunk_size(chunk), inputs.byte_count(kv_memory)
+    tokens, memory = inputs.chunk_size(chunk), inputs.pool_size(kv_memory)
     if settings is not None:
         if (method, options, keep, budget, evict, chunk) != ("full", {}, None, None, "post", "512"):
             raise UsageError("--settings excludes --method, --set, --keep, --budget, --evict and --chunk: it has them")

@@ -103,8 +103,8 @@ class Seen:
     patched: the observers are tokens that are not stored, so that none of the entries in scope is one of them.
     sequences: whose rows these are, R / sequences of each, one after the other; more than one in a replayed step only.
 
-    In a replayed step rows differ in length: m is the most that one may have, and what a row does not have stands last, at
-    position ABSENT, without scores; its priority does not count. `start` and `keep` are int64 [R, 1] there.
+    In a replayed step rows differ in length: m is the most that one may have, and what a row does not have stands last,
+    at position ABSENT, without scores; its priority does not count. `start` and `keep` are int64 [R, 1] there.
     scores: fp32 [R, H, m] and keys: [R, m, D] as `needs` asks, else None. planes: name -> [R, m, width].
     """
 

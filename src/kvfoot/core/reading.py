@@ -22,8 +22,8 @@ class Query(Protocol):
     to read per row. newest: int64 [R, 1] on the device, n - 1. below: this step's state of the same heads in the next
     lower layer that has one, None in the first.
 
-    In a replayed step (`Reader.phase`) `n` and `step` are those of the recording: a reader may branch on them as its phase
-    says, and takes numbers from `newest`.
+    In a replayed step (`Reader.phase`) `n` and `step` are those of the recording: a reader may branch on them as its
+    phase says, and takes numbers from `newest`.
     """
 
     layer: int

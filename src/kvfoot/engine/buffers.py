@@ -29,8 +29,8 @@ class Buffers:
         """size: B. widths: P of every layer."""
         L, R, device = geometry.layers, size * geometry.kv_heads, pool.device
         self.device, self.size, self.rows, self.widths = device, size, R, tuple(widths)
-        sizes = {name: size for name in PER_SEQUENCE} | {"idle": 1} | {name: L * R for name in PER_ROW}
-        shapes = {name: (size,) for name in PER_SEQUENCE} | {"idle": (1,)} | {name: (L, R) for name in PER_ROW}
+        sizes = dict.fromkeys(PER_SEQUENCE, size) | {"idle": 1} | dict.fromkeys(PER_ROW, L * R)
+        shapes = dict.fromkeys(PER_SEQUENCE, (size,)) | {"idle": (1,)} | dict.fromkeys(PER_ROW, (L, R))
         self._pinned = device.type == "cuda"
         self._sent = torch.zeros(sum(sizes.values()), dtype=torch.int64, pin_memory=self._pinned)
         self._words = torch.zeros_like(self._sent, device=device)

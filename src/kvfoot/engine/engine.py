@@ -10,16 +10,19 @@ from torch import Tensor
 
 from kvfoot.attention.backend import Backend, choose
 from kvfoot.cache.kv import KVCache
-from kvfoot.cache.pool import Pool
+from kvfoot.cache.memory import free
+from kvfoot.cache.pool import Pool, entry_widths
 from kvfoot.core.budget import Budget
 from kvfoot.core.errors import UsageError
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import Method, Plan
 from kvfoot.core.registry import method as find_method
 from kvfoot.engine.account import record
+from kvfoot.engine.admission import check_fits, check_size, pool_bytes, workspace
 from kvfoot.engine.clock import Clock
-from kvfoot.engine.graph import Record, cuda_recorder
+from kvfoot.engine.graph import Record, bucket, cuda_recorder
 from kvfoot.engine.graphable import why_eager, why_not_here
+from kvfoot.engine.ledger import spare_pages
 from kvfoot.engine.prompts import check_length, encode, text, uses_chat
 from kvfoot.engine.replay import check as check_replay
 from kvfoot.engine.result import Interrupted, Result
@@ -52,13 +55,14 @@ class Engine:
     ):
         """model: a transformers causal language model.
 
-        kv_memory: size of the page pool, bytes (int) or a fraction (float, up to 1.0) of what is free beside the weights
-        and a run's workspace; default: what a run needs. graph: decode by recorded steps (CUDA graphs); default: on CUDA
-        with the triton backend. poison fills freed pages with NaN (tests). Raises UsageError for a model that is not
-        supported, or a wrong value.
+        kv_memory: size of the page pool, bytes (int) or a fraction (float, at most 1.0) of what is free beside the
+        weights and a run's workspace; default: what a run needs. graph: decode by recorded steps (CUDA graphs), by
+        default on CUDA with the triton backend. poison fills freed pages with NaN (tests). Raises UsageError for a model
+        that is not supported, or a wrong value.
         """
         if page_size < 1:
             raise UsageError(f"page_size={page_size}: give at least 1 entry per page")
+        check_size(kv_memory)
         self.geometry: Geometry = geometry_of(model)
         self.model, self.tokenizer, self.name, self.revision = model.eval(), tokenizer, name, revision
         self.backend: Backend = choose(backend) if backend is None or isinstance(backend, str) else backend
@@ -116,6 +120,7 @@ class Engine:
         config = self.config(chosen, limits, chunk, max_new_tokens, sampling) | {
             "chat": self._chat(prompts, chat),
             "question": "before" if question else None,
+            "decode": self.decodes(chosen, plans[0]),
         }
         runner = self.runner(plans, max_new_tokens, listener)
         clock, interrupted = Clock(), False
@@ -159,7 +164,8 @@ class Engine:
         tokens = encode(self._need_tokenizer(), document, "?", after=True, chat=chat).before
         plan = self.plan(chosen, limits, len(tokens), chunk, 0)
         chat = uses_chat(self.tokenizer, chat)
-        config = self.config(chosen, limits, chunk, 0, Sampling()) | {"chat": chat}
+        config = self.config(chosen, limits, chunk, 0, Sampling())
+        config |= {"chat": chat, "decode": self.decodes(chosen, plan)}
         return Session.read(
             self.runner([plan], room, listener, asking=True),
             self.tokenizer,
@@ -200,15 +206,25 @@ class Engine:
         """A pool for these plans and `later` more tokens each, and what runs on it; asking: forks of them at a time."""
         count = session_pages if asking else peak_pages
         pages = sum(count(plan, self.geometry, self.page_size, later) for plan in plans)
+        if self.record is not None:
+            size = bucket(1 if asking else len(plans))
+            pages += max(spare_pages(plan, self.geometry, size) for plan in plans)
         planes = max((plan.planes for plan in plans), key=len)
         exact = self.kv_memory is None and self.device.type != "cpu"
+        memory = self.kv_memory
+        if exact or isinstance(memory, float):
+            space, room = free(self.device), workspace(self.model.config, self.geometry, plans, self.dtype.itemsize)
+            memory = pool_bytes(memory, space, room)
+            if exact:
+                entry = sum(entry_widths(self.geometry.head_dim, self.dtype, planes).values())
+                check_fits(pages, entry * self.page_size, room, space)
         pool = Pool(
             self.geometry.head_dim,
             self.dtype,
             self.device,
             page_size=self.page_size,
             planes=planes,
-            memory=self.kv_memory,
+            memory=memory,
             pages=pages if exact else None,
             poison=self.poison,
         )

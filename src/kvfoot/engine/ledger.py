@@ -112,10 +112,10 @@ class Ledger:
         host["slots"][:] = host["goal"][:] = slots.reshape(flat)
         host["lens"][:] = np.where(active, self.lens + 1, 0).reshape(flat)
         host["due"][:] = (stays & ~self.ring[:, None, None]).reshape(flat)
-        for layer in np.flatnonzero(self.ring & stays.any((1, 2))):
-            turn = self.turn[layer].repeat(self.shape[2])
-            at = self.tables[layer][np.arange(len(turn)), turn // size].astype(np.int64) * size + turn % size
-            host["goal"][layer] = np.where(stays[layer].reshape(-1), at, host["goal"][layer])
+        for i in np.flatnonzero(self.ring & stays.any((1, 2))).tolist():
+            turn = self.turn[i].repeat(self.shape[2])
+            at = self.tables[i][np.arange(len(turn)), turn // size].astype(np.int64) * size + turn % size
+            host["goal"][i] = np.where(stays[i].reshape(-1), at, host["goal"][i])
         host["position"][: len(self.sequences)] = [s.rows.seen for s in self.sequences]
         host["position"][~self.active] = 0
         self.buffers.send()
@@ -146,7 +146,7 @@ class Ledger:
             rows = sequence.rows
             for layer, pages in enumerate(rows.pages):
                 for head in range(G):
-                    count = counts[layer, b, head]
+                    count = int(counts[layer, b, head])
                     if len(pages[head]) != count:
                         pages[head] = self.tables[layer][b * G + head, :count].astype(np.int64)
                 rows.indices[layer].clear()

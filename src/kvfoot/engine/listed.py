@@ -1,8 +1,8 @@
 """Readers in a replayed step: lists of entries and whole rows by the same kernel, chosen between by lengths (D8).
 
 A row that refreshes reads its whole table and none of its list, any other row the other way round; both are one launch
-each for all rows, and an empty row costs nothing. So a refresh that is decided on the device needs no host, and scores are
-written by rows that refresh alone.
+each for all rows, and an empty row costs nothing. So a refresh that is decided on the device needs no host, and scores
+are written by rows that refresh alone.
 """
 
 from collections.abc import Sequence as Many
@@ -129,15 +129,16 @@ class Lists:
         most = max(chosen.slots.shape[1] for _, _, chosen in asked.values() if chosen.slots is not None)
         listed = torch.zeros(R, most, dtype=torch.int64, device=q.device)
         counts = torch.zeros(R, dtype=torch.int64, device=q.device)
-        for place, (query, state, chosen) in asked.items():
+        for place, (query, went, chosen) in asked.items():
+            state = went
             rows, slots, renewed = self._rows[place], chosen.slots, 0
             assert slots is not None
             read = slots.shape[1]
             count = torch.full((len(rows),), read, device=q.device)
             if weights is not None and chosen.refresh is not False:
                 query.weights, fired = weights[rows], fires[rows]
-                new, better = self.method.refresh(state, query)
-                state, renewed = _where(fired, new, state), better.shape[1]
+                new, better = self.method.refresh(went, query)
+                state, renewed = _where(fired, new, went), better.shape[1]
                 if not chosen.full:
                     slots = torch.cat([better.where(fired[:, None], slots[:, :renewed]), slots[:, renewed:]], 1)
                 count = count.where(~fired, 0 if chosen.full else renewed)
@@ -184,7 +185,12 @@ def _mapped(state: Any, change: Any) -> Any:
 
 def _tensors(state: Any) -> list[Tensor]:
     found: list[Tensor] = []
-    _mapped(state, lambda x: found.append(x) or x)
+
+    def note(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    _mapped(state, note)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Random numbers by counter: a function of (stream, position, token) alone, the same in every batch and on every device.
+"""Random numbers by counter: a function of (stream, position, token) alone, in every batch and on every device.
 
 SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): its n-th output is the finaliser of key + n x GOLDEN, so that any place of
 a stream is one expression, without a state. Integers are torch's signed 64 bits, which wrap.

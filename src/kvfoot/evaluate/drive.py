@@ -103,7 +103,12 @@ def prepare(sweep: Sweep, engine: "Engine | None" = None) -> Bench:
     from kvfoot.evaluate.encode import ask, counter, without_template
 
     engine = engine or Engine.load(
-        sweep.model, dtype=sweep.dtype, device=sweep.device, backend=sweep.backend, page_size=sweep.page_size
+        sweep.model,
+        dtype=sweep.dtype,
+        device=sweep.device,
+        backend=sweep.backend,
+        page_size=sweep.page_size,
+        kv_memory=sweep.kv_memory,
     )
     if engine.tokenizer is None:
         raise UsageError(f"{sweep.model} has no tokenizer, and tasks are texts")

@@ -71,6 +71,7 @@ class Sweep:
     device: str = "auto"
     backend: str | None = None
     page_size: int = 16
+    kv_memory: int | float | None = None
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)

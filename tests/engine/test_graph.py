@@ -1,0 +1,288 @@
+"""A replayed decode step is the launched one: tokens, survivors, traces and pages; and nothing but buffers feeds it.
+
+The recorder is tests/tape.py: a replay runs recorded operations alone, with the constants that they had while they were
+recorded, on words of an idle step. What is replayed for real sequences therefore comes out of the buffers.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from families import DECIDED, SHAPES, build
+from kvfoot.core.budget import Budget
+from kvfoot.core.errors import NotFinite, PoolExhausted
+from kvfoot.core.hooks import Keep, Seen
+from kvfoot.core.reading import Reader
+from kvfoot.core.registry import method as find_method
+from kvfoot.core.registry import methods
+from kvfoot.engine.clock import Clock
+from kvfoot.engine.graph import bucket
+from kvfoot.engine.graphable import why_eager, why_not_here
+from kvfoot.engine.sampler import Sampling
+from kvfoot.engine.sequence import Sequence
+from kvfoot.methods.evict.streaming import Streaming
+from lawtable import OPTIONS, Case, cases, label
+from tape import HostRead, NoHostReads, Tape
+
+NEW = 14
+EAGER = {"quest", "streamingllm", "tidaldecode", "tokenselect"}
+"""Stepped without a graph, whatever their options."""
+
+
+@dataclass
+class Done:
+    """A batch decoded to its end, its rows still there."""
+
+    sequences: list[Sequence]
+    kept: list[Any]
+    steps: int
+    tapes: list[Tape]
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        return [s.generated for s in self.sequences]
+
+
+def decode(
+    model: Any,
+    name: str,
+    options: dict[str, Any] | None = None,
+    *,
+    lengths: tuple[int, ...] = (61, 30, 47),
+    new: int = NEW,
+    replayed: bool = True,
+    sampling: Sampling | None = None,
+    page_size: int = 4,
+    stop: frozenset[int] = frozenset(),
+    **mode: Any,
+) -> Done:
+    Tape.made.clear()
+    engine = tiny.Strict(model, page_size=page_size, graph=Tape if replayed else False)
+    chosen, sampling = engine.method(name, options), sampling or Sampling()
+    prompts = [tiny.tokens(n, n) for n in lengths]
+    plans = [engine.plan(chosen, Budget.of(**mode), n, 20, new) for n in lengths]
+    runner = engine.runner(plans, new)
+    runner.stop = stop
+    sequences = [runner.open(p, chosen, plan, sampling, i) for i, (p, plan) in enumerate(zip(prompts, plans))]
+    logits = [runner.prefill(s) for s in sequences]
+    runner.decode(sequences, logits, new, sampling, Clock())
+    runner.cache.check()
+    steps = runner.graphs.steps if runner.graphs else 0
+    return Done(sequences, [tiny.kept(runner, s) for s in sequences], steps, list(Tape.made))
+
+
+def same(model: Any, name: str, options: dict[str, Any] | None = None, **more: Any) -> Done:
+    """Replayed and launched agree in everything; the replayed one comes back."""
+    one, two = (decode(model, name, options, replayed=replayed, **more) for replayed in (True, False))
+    assert one.tokens == two.tokens
+    assert one.kept == two.kept
+    for mine, theirs in zip(one.sequences, two.sequences, strict=True):
+        assert mine.trace.footprint() == theirs.trace.footprint()
+        assert mine.trace.strides() == pytest.approx(theirs.trace.strides(), nan_ok=True)
+        assert (mine.rows.lens == theirs.rows.lens).all()
+        assert mine.rows.ordered == theirs.rows.ordered
+    return one
+
+
+def graphable(name: str, options: dict[str, Any], mode: dict[str, Any]) -> bool:
+    engine = tiny.Strict(tiny.llama())
+    chosen = engine.method(name, options)
+    return why_eager(chosen, engine.plan(chosen, Budget.of(**mode), 61, 20, NEW)) is None
+
+
+READERS: list[Case] = [
+    ("refreshkv", {"every": 3, "schedule": "fixed"}, {"budget": 24}),
+    ("refreshkv", {"every": 2, "similarity": 0.6, "max_gap": 6}, {"budget": 24}),
+    ("refreshkv", {"every": 2, "similarity": 0.6, "mode": "score_only", "sink": 2}, {"budget": 24}),
+    ("refreshkv", {"every": 2, "similarity": 0.6, "query": "kv_head"}, {"budget": 24}),
+    ("refreshkv+snapkv", {"size": 12, "every": 2, "similarity": 0.6, "window": 4}, {"keep": 0.7}),
+    ("refreshkv+adakv", {"size": 12, "every": 2, "similarity": 0.6, "window": 4}, {"keep": 0.7}),
+]
+ALL = [c for c in cases() if c[0] not in EAGER and not issubclass(methods()[c[0]], Reader)] + READERS
+
+
+@pytest.mark.parametrize(("name", "options", "mode"), ALL, ids=label)
+def test_a_replayed_step_is_the_launched_one(name: str, options: dict[str, Any], mode: dict[str, Any]) -> None:
+    """Every registered method that claims to be graphable, in a bucket of 4 with one idle place."""
+    found = same(tiny.llama(), name, options, **mode)
+    assert found.steps == NEW - 1
+    assert sum(tape.replays for tape in found.tapes) == NEW - 1
+    kinds = 2 if name.startswith("refreshkv") else 1
+    assert len(found.tapes) == kinds
+
+
+def test_who_is_stepped_without_a_graph() -> None:
+    """The list above is what the registry says."""
+    for name, cls in methods().items():
+        mode = {"budget": 24} if cls.budgeted or issubclass(cls, Reader) else {}
+        assert graphable(name, OPTIONS.get(name, [{}])[0], mode) == (name not in EAGER), name
+    for name in ("refreshkv", "quest"):
+        assert not graphable(name, {"verify": 3}, {"budget": 24})
+    assert not graphable("refreshkv+heads", {"roles": "10/01", "heads.sink": 2, "window": 6, "size": 20}, {})
+
+
+@pytest.mark.parametrize("name", sorted(EAGER))
+def test_the_others_are_stepped_as_ever(name: str) -> None:
+    mode = {"budget": 24} if name != "streamingllm" else {"keep": 0.5}
+    found = same(tiny.llama(), name, OPTIONS.get(name, [{}])[0], **mode)
+    assert found.steps == 0
+    assert not found.tapes
+
+
+def test_a_dynamic_refresh_is_decided_row_by_row_on_the_device() -> None:
+    found = same(tiny.llama(), "refreshkv", {"every": 2, "similarity": 0.6, "max_gap": None}, budget=24, new=24)
+    refreshed = [p.refreshed for s in found.sequences for p in s.trace.passes if p.refreshed is not None]
+    checked = [r for step, r in enumerate(refreshed) if r.any() or step % 2]
+    assert 0 < sum(int(r.sum()) for r in checked) < sum(r.size for r in checked)
+
+
+def test_a_reader_that_reads_everything_is_launched_until_its_lists_are_full() -> None:
+    found = same(tiny.llama(), "refreshkv", {"every": 3}, budget=50, lengths=(44,), new=20)
+    assert found.steps == 19 - (50 - 44)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SHAPES if kind != "gpt_oss"])
+def test_every_family(kind: str) -> None:
+    """Rings of windows, layers without RoPE, q and k norms: prompts shorter than, at and beyond a window."""
+    model = build(kind)
+    same(model, "full", lengths=(61, 5, 23, 24, 25))
+    if kind in DECIDED:
+        same(model, "h2o", keep=0.5)
+        same(model, "refreshkv", {"every": 3, "similarity": 0.6}, budget=16)
+
+
+def test_experts_are_launched() -> None:
+    assert "experts" in str(why_not_here(build("gpt_oss"), tiny.Strict(tiny.llama()).backend))
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 16])
+@pytest.mark.parametrize("name", ["full", "h2o", "streaming"])
+def test_pages_of_any_size(name: str, page_size: int) -> None:
+    same(tiny.llama(), name, page_size=page_size, **({} if name == "full" else {"budget": 24}))
+
+
+def test_sequences_that_end_early_leave_their_places_idle() -> None:
+    free = decode(tiny.llama(), "snapkv", {"window": 4}, keep=0.5, lengths=(61, 30, 47, 20))
+    ends = frozenset({free.tokens[0][3], free.tokens[2][6]})
+    found = same(tiny.llama(), "snapkv", {"window": 4}, keep=0.5, lengths=(61, 30, 47, 20), stop=ends)
+    assert len({len(tokens) for tokens in found.tokens}) > 1
+
+
+def test_sampling_is_the_same_inside_a_step() -> None:
+    for sampling in (Sampling(0.8, seed=5), Sampling(1.2, 0.9, seed=6), Sampling(1.0, top_k=7, seed=7)):
+        found = same(tiny.llama(), "full", sampling=sampling)
+        alone = decode(tiny.llama(), "full", lengths=(61,), sampling=sampling)
+        assert alone.tokens[0] == found.tokens[0], "the batch does not decide what is drawn"
+        assert len(set(found.tokens[0])) > 5
+
+
+# What feeds a step
+
+
+def test_a_recording_is_good_for_another_batch() -> None:
+    """Recorded for one batch, replayed for another of other lengths, prompts and random numbers, on the same pool."""
+    engine, full = tiny.Strict(tiny.llama(), page_size=4, graph=Tape), find_method("h2o")
+    plans = [engine.plan(full, Budget.of(keep=0.5), n, 20, NEW) for n in (70, 50)]
+    runner = engine.runner(plans, NEW)
+    tapes = []
+    for round_, lengths in enumerate([(70, 50), (33, 58), (12, 70)]):
+        Tape.made.clear()
+        sampling = Sampling(0.7, seed=round_)
+        plans = [engine.plan(full, Budget.of(keep=0.5), n, 20, NEW) for n in lengths]
+        some = [runner.open(tiny.tokens(n, n), full, p, sampling, i) for i, (n, p) in enumerate(zip(lengths, plans))]
+        runner.decode(some, [runner.prefill(s) for s in some], NEW, sampling, Clock())
+        tapes.append(len(Tape.made))
+        expected = decode(tiny.llama(), "h2o", lengths=lengths, keep=0.5, replayed=False, sampling=sampling)
+        assert [s.generated for s in some] == expected.tokens
+        for s in some:
+            runner.cache.release(s.rows)
+    assert tapes == [1, 0, 0]
+    assert runner.cache.pool.owned == 0
+
+
+@torch.inference_mode()
+def test_forks_are_written_to_alone() -> None:
+    """A kept prompt is asked three times in graphs, its shared pages copied before a step may write to them."""
+    for name, mode in (("full", {}), ("h2o", {"keep": 0.5}), ("streaming", {"budget": 24})):
+        said = []
+        for graph in (Tape, False):
+            engine, chosen = tiny.Strict(tiny.llama(), page_size=4, graph=graph), find_method(name)
+            plan = engine.plan(chosen, Budget.of(**mode), 61, 20, NEW)
+            runner = engine.runner([plan] * 3, NEW)
+            base = runner.open(tiny.tokens(61), chosen, plan, Sampling(), 0)
+            logits = runner.prefill(base)
+            before = [x.clone() for x in runner.cache.history(base.rows, 0, (0,))]
+            forks = [runner.fork(base, Sampling(0.9, seed=i), i) for i in range(2)]
+            for i, fork in enumerate(forks):
+                runner.decode([fork], [logits], NEW, Sampling(0.9, seed=i), Clock())
+            runner.cache.check()
+            after = runner.cache.history(base.rows, 0, (0,))
+            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+            said.append([f.generated for f in forks])
+        assert said[0] == said[1]
+
+
+def test_a_pool_that_is_full_is_refused_before_the_step_and_nothing_is_lost() -> None:
+    engine, full = tiny.Strict(tiny.llama(), page_size=4, graph=Tape), find_method("full")
+    plan = engine.plan(full, Budget(), 40, 20, NEW)
+    runner = engine.runner([plan], NEW)
+    sequence = runner.open(tiny.tokens(40), full, plan, Sampling(), 0)
+    logits = runner.prefill(sequence)
+    free = runner.cache.pool.free
+    taken = runner.cache.pool.allocate(free - 1 - 2 * 4)
+    with pytest.raises(PoolExhausted, match="--kv-memory"):
+        runner.decode([sequence], [logits], NEW, Sampling(), Clock())
+    assert len(sequence.generated) == 9, "two pages a row hold eight tokens beside the first"
+    runner.cache.pool.release(taken)
+    runner.cache.check()
+    runner.cache.release(sequence.rows)
+    assert runner.cache.pool.owned == 0
+
+
+def test_nan_is_reported_with_its_layer() -> None:
+    model = tiny.make("llama")
+    engine, full = tiny.Strict(model, graph=Tape), find_method("full")
+    plan = engine.plan(full, Budget(), 9, None, 4)
+    runner = engine.runner([plan], 4)
+    sequence = runner.open(tiny.tokens(9), full, plan, Sampling(), 0)
+    logits = runner.prefill(sequence)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.k_proj.weight[0, 0] = torch.nan
+    with pytest.raises(NotFinite, match="first in attention of layer 1"):
+        runner.decode([sequence], [logits], 4, Sampling(), Clock())
+    runner.cache.check()
+
+
+def test_the_refusing_mode_refuses() -> None:
+    x = torch.tensor([1.0, 0.0])
+    for ask in (lambda: x[0].item(), lambda: bool(x[0] > 0), x.nonzero, lambda: x[x > 0], lambda: torch.tensor([3])):
+        with NoHostReads(), pytest.raises(HostRead):
+            ask()
+
+
+def test_a_method_with_a_keep_of_its_own_is_launched() -> None:
+    class Own(Streaming):
+        name = "own"
+
+        def keep(self, seen: Seen) -> Keep:
+            return Keep.top(self.priority(seen), seen.keep)
+
+    plan = tiny.Strict(tiny.llama()).plan(Own(), Budget.of(keep=0.5), 61, 20, NEW)
+    assert "keep" in str(why_eager(Own(), plan))
+
+
+def test_the_record_says_how_a_run_decoded() -> None:
+    said = {}
+    for name, graph in (("full", Tape), ("quest", Tape), ("full", False)):
+        engine = tiny.Strict(tiny.llama(), graph=graph)
+        said[name, bool(graph)] = engine.generate([tiny.tokens(20)], method=name, max_new_tokens=3)[0].record.config
+    assert said["full", True]["decode"] == "graph"
+    assert said["quest", True]["decode"].startswith("eager (its lists")
+    assert said["full", False]["decode"] == "eager"
+
+
+def test_buckets() -> None:
+    assert [bucket(n) for n in (1, 2, 3, 9, 24, 25, 256, 257)] == [1, 2, 4, 16, 24, 32, 256, 384]
