@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -89,3 +90,31 @@ class Tape(TorchDispatchMode):
             if fresh:
                 for old, new in zip(results, (x for x in tree_leaves(again) if isinstance(x, Tensor)), strict=True):
                     old.copy_(new)
+
+
+class OneDevice(NoHostReads):
+    """Refuses what brings numbers of the host to the device too: every tensor of a step lives there (here: "meta")."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        if any(x.device.type != "meta" for x in [*given, *made]):
+            raise HostRead(f"a step calls {func} on {', '.join(str(x.device) for x in [*given, *made])}")
+        return out
+
+
+class NoLists(TorchFunctionMode):
+    """Refuses indexing by lists and tensors made of numbers, which dispatch does not show: on a GPU they are copies."""
+
+    MADE = ("tensor", "as_tensor", "new_tensor", "from_numpy", "asarray")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in self.MADE:
+            raise HostRead(f"a step makes a tensor of numbers: {name}")
+        if name in ("__getitem__", "__setitem__"):
+            at = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(not isinstance(x, Tensor | slice | int | None | type(...)) for x in at):
+                raise HostRead(f"a step indexes by {at}")
+        return func(*args, **(kwargs or {}))

@@ -66,7 +66,9 @@ def decode(
     plans = [engine.plan(chosen, Budget.of(**mode), n, 20, new) for n in lengths]
     runner = engine.runner(plans, new)
     runner.stop = stop
-    sequences = [runner.open(p, chosen, plan, sampling, i) for i, (p, plan) in enumerate(zip(prompts, plans))]
+    sequences = [
+        runner.open(p, chosen, plan, sampling, i) for i, (p, plan) in enumerate(zip(prompts, plans, strict=True))
+    ]
     logits = [runner.prefill(s) for s in sequences]
     runner.decode(sequences, logits, new, sampling, Clock())
     runner.cache.check()
@@ -192,7 +194,10 @@ def test_a_recording_is_good_for_another_batch() -> None:
         Tape.made.clear()
         sampling = Sampling(0.7, seed=round_)
         plans = [engine.plan(full, Budget.of(keep=0.5), n, 20, NEW) for n in lengths]
-        some = [runner.open(tiny.tokens(n, n), full, p, sampling, i) for i, (n, p) in enumerate(zip(lengths, plans))]
+        some = [
+            runner.open(tiny.tokens(n, n), full, p, sampling, i)
+            for i, (n, p) in enumerate(zip(lengths, plans, strict=True))
+        ]
         runner.decode(some, [runner.prefill(s) for s in some], NEW, sampling, Clock())
         tapes.append(len(Tape.made))
         expected = decode(tiny.llama(), "h2o", lengths=lengths, keep=0.5, replayed=False, sampling=sampling)
@@ -258,7 +263,7 @@ def test_nan_is_reported_with_its_layer() -> None:
 
 def test_the_refusing_mode_refuses() -> None:
     x = torch.tensor([1.0, 0.0])
-    for ask in (lambda: x[0].item(), lambda: bool(x[0] > 0), x.nonzero, lambda: x[x > 0], lambda: torch.tensor([3])):
+    for ask in (x[0].item, lambda: bool(x[0] > 0), x.nonzero, lambda: x[x > 0], lambda: torch.tensor([3])):
         with NoHostReads(), pytest.raises(HostRead):
             ask()
 

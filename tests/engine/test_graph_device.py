@@ -1,0 +1,94 @@
+"""A step on the device "meta", where numbers do not exist: nothing in it can read one, and nothing comes from elsewhere."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from test_graph import ALL
+from torch import Tensor
+
+import tiny
+from families import build
+from kvfoot.core.budget import Budget
+from kvfoot.engine.resident import Resident
+from kvfoot.engine.sampler import Sampling
+from kvfoot.models.bridge import attach
+from lawtable import label
+from tape import HostRead, NoLists, OneDevice, Tape
+
+
+def to_meta(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.to("meta")
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return dataclasses.replace(x, **{f.name: to_meta(getattr(x, f.name)) for f in dataclasses.fields(x)})
+    if isinstance(x, dict):
+        return {key: to_meta(value) for key, value in x.items()}
+    return [to_meta(value) for value in x] if isinstance(x, list) else x
+
+
+def moved(resident: Resident, model: Any) -> Resident:
+    """A resident step whose buffers, pool, states and weights are on "meta"."""
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, value in tensors.items():
+                if value is not None:
+                    tensors[name] = torch.nn.Parameter(value.to("meta"), False) if tensors is module._parameters else (
+                        value.to("meta")
+                    )  # fmt: skip
+    attach(model)
+    b, pool = resident.buffers, resident.cache.pool
+    b.words, b.tables = to_meta(b.words), to_meta(b.tables)
+    b.tokens, b.fired, b.answer = to_meta([b.tokens, b.fired, b.answer])
+    pool.k, pool.v, pool.planes = to_meta(pool.k), to_meta(pool.v), to_meta(pool.planes)
+    resident.scopes, resident.model = to_meta(resident.scopes), model
+    if resident.lists is not None:
+        resident.lists.states, resident.lists._rows = to_meta(resident.lists.states), to_meta(resident.lists._rows)
+    return resident
+
+
+def attached(name: str, options: dict[str, Any], mode: dict[str, Any], sampling: Sampling, kind: str) -> Resident:
+    """After a prompt, before the first step."""
+    engine = tiny.Strict(build(kind), page_size=4, graph=Tape)
+    chosen = engine.method(name, options)
+    plan = engine.plan(chosen, Budget.of(**mode), 61, 20, 8)
+    runner = engine.runner([plan], 8)
+    sequence = runner.open(tiny.tokens(61), chosen, plan, sampling, 0)
+    runner.prefill(sequence)
+    sequence.tokens.append(3)
+    assert runner.graphs is not None
+    resident = runner.graphs.suiting([sequence], 8, sampling)
+    resident.attach([sequence])
+    return resident
+
+
+@pytest.mark.parametrize(("name", "options", "mode"), ALL, ids=label)
+def test_every_tensor_of_a_step_is_on_its_device(name: str, options: dict[str, Any], mode: dict[str, Any]) -> None:
+    resident = moved(attached(name, options, mode, Sampling(0.8, 0.9, top_k=20), "llama"), build("llama"))
+    for kind, step in (("quiet", 1), ("check", 6)) if resident.lists else (("quiet", 1),):
+        if resident.lists:
+            resident.lists.step = step
+        with NoLists(), OneDevice():
+            resident.run(kind)
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "cohere2", "qwen3-window", "phi3"])
+def test_of_other_families_too(kind: str) -> None:
+    resident = moved(attached("h2o", {}, {"keep": 0.5}, Sampling(), kind), build(kind))
+    with NoLists(), OneDevice():
+        resident.run("quiet")
+
+
+def test_what_would_be_refused() -> None:
+    x, index, here = torch.ones(3, 4, device="meta"), [0, 2], torch.ones(4)
+    for ask in (
+        lambda: x[index],
+        lambda: x + here,
+        lambda: x.copy_(torch.ones(3, 4)),
+        lambda: x.new_tensor([1.0]),
+        lambda: torch.arange(3),
+        x.cpu,
+    ):
+        with NoLists(), OneDevice(), pytest.raises((HostRead, NotImplementedError, RuntimeError)):
+            ask()
