@@ -1,4 +1,4 @@
-"""A step on the device "meta", where numbers do not exist: nothing in it can read one, and nothing comes from elsewhere."""
+"""A step on the device "meta", which has no numbers: nothing in it can read one, and nothing comes from elsewhere."""
 
 import dataclasses
 from typing import Any
@@ -34,9 +34,8 @@ def moved(resident: Resident, model: Any) -> Resident:
         for tensors in (module._parameters, module._buffers):
             for name, value in tensors.items():
                 if value is not None:
-                    tensors[name] = torch.nn.Parameter(value.to("meta"), False) if tensors is module._parameters else (
-                        value.to("meta")
-                    )  # fmt: skip
+                    here = value.to("meta")
+                    tensors[name] = torch.nn.Parameter(here, False) if tensors is module._parameters else here
     attach(model)
     b, pool = resident.buffers, resident.cache.pool
     b.words, b.tables = to_meta(b.words), to_meta(b.tables)
@@ -68,7 +67,7 @@ def test_every_tensor_of_a_step_is_on_its_device(name: str, options: dict[str, A
     resident = moved(attached(name, options, mode, Sampling(0.8, 0.9, top_k=20), "llama"), build("llama"))
     for kind, step in (("quiet", 1), ("check", 6)) if resident.lists else (("quiet", 1),):
         if resident.lists:
-            resident.lists.step = step
+            resident.lists.steps[kind] = step
         with NoLists(), OneDevice():
             resident.run(kind)
 

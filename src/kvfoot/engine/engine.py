@@ -57,8 +57,8 @@ class Engine:
 
         kv_memory: size of the page pool, bytes (int) or a fraction (float, at most 1.0) of what is free beside the
         weights and a run's workspace; default: what a run needs. graph: decode by recorded steps (CUDA graphs), by
-        default on CUDA with the triton backend. poison fills freed pages with NaN (tests). Raises UsageError for a model
-        that is not supported, or a wrong value.
+        default on CUDA with the triton backend. poison fills freed pages with NaN (tests). Raises UsageError for a
+        model that is not supported, or a wrong value.
         """
         if page_size < 1:
             raise UsageError(f"page_size={page_size}: give at least 1 entry per page")

@@ -64,13 +64,16 @@ class Asked:
 
 
 class Lists:
-    """The states of one method's readers at fixed addresses, and their attention."""
+    """The states of one method's readers at fixed addresses, and their attention.
+
+    steps: of every kind of step, the number of the one that was recorded.
+    """
 
     def __init__(self, buffers: Buffers, cache: KVCache, backend: Backend, method: Reader):
         self.buffers, self.cache, self.backend, self.method = buffers, cache, backend, method
         self.states: dict[Place, Any] = {}
         self.sequences: list[Sequence] = []
-        self.step = 0
+        self.steps: dict[str, int] = {}
         self.costs: dict[str, dict[Place, Cost]] = {}
         self._rows: dict[Place, Tensor] = {}
 
@@ -115,7 +118,7 @@ class Lists:
         for place in (p for p in self.states if p[1] == layer):
             rows, size = self._rows[place], self.sequences[place[0]].plan.reads or 0
             n = max(int(self.sequences[place[0]].rows.lens[layer, place[2][0]]), size) + 1
-            query = Asked(layer, self.step, n, size, q[rows], key[rows], lens[rows], width)
+            query = Asked(layer, self.steps[kind], n, size, q[rows], key[rows], lens[rows], width)
             state, chosen = self.method.read(self.states[place], query)
             asked[place] = query, state, chosen
             if isinstance(chosen.refresh, Tensor):

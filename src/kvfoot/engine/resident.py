@@ -131,7 +131,7 @@ class Resident:
         """Record a kind of step, on words under which its warming runs change nothing that is anybody's."""
         assert self.ledger is not None
         if self.lists is not None:
-            self.lists.step = next(s.steps for s in self.ledger.sequences if not s.done)
+            self.lists.steps[kind] = next(s.steps for s in self.ledger.sequences if not s.done)
         self.ledger.idle()
         tokens = self.buffers.tokens.clone()
         states = None if self.lists is None else self.lists.saved()

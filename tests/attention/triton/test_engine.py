@@ -6,6 +6,7 @@ import pytest
 from paged import DEVICE
 
 import tiny
+from tape import Rerun
 
 RUNS: list[dict[str, Any]] = [
     {"method": "full", "chunk": 17},
@@ -25,3 +26,24 @@ def test_tokens_equal_those_of_sdpa(run: dict[str, Any]) -> None:
     assert found.tokens == expected.tokens
     assert found.record.footprint == expected.record.footprint
     assert found.record.config["backend"] == "triton"
+
+
+RESIDENT: list[dict[str, Any]] = [
+    {"method": "h2o", "keep": 0.5},
+    {"method": "heads", "options": {"roles": "10/01", "sink": 2, "window": 8}},
+    {"method": "refreshkv", "budget": 12, "options": {"every": 2, "similarity": 0.9}},
+]
+
+
+@pytest.mark.parametrize("run", RESIDENT, ids=lambda run: run["method"])
+def test_a_resident_step_writes_the_same(run: dict[str, Any]) -> None:
+    """Lengths on the device, one plan for all layers, idle rows, emitted scores, lists beside tables."""
+    model = tiny.make(layers=2, kv_heads=2, group=3, head_dim=64).to(DEVICE)
+    prompts = [[(7 * i * i + n) % tiny.VOCAB for i in range(n)] for n in (37, 20, 29)]
+    found, expected = (
+        tiny.Strict(model, backend=name, graph=graph).generate(prompts, max_new_tokens=4, chunk=None, **run)
+        for name, graph in (("triton", Rerun), ("sdpa", False))
+    )
+    assert [r.tokens for r in found] == [r.tokens for r in expected]
+    assert found[0].record.footprint == expected[0].record.footprint
+    assert found[0].record.config["decode"] == "graph"
