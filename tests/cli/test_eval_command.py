@@ -312,3 +312,11 @@ def test_positions(kvfoot: Any, questions: Path, tmp_path: Path, capfd: pytest.C
     assert said.code == 2
     assert "100 positions" in said.line
     assert not (tmp_path / "out").exists()
+
+
+def test_the_pools_size_is_the_sweeps(kvfoot: Any, model: Path, questions: Path, tmp_path: Path) -> None:
+    said = kvfoot(*command(model, questions, tmp_path / "small", kv_memory="16KiB"))
+    assert said.code == 3
+    assert "raise --kv-memory" in said.line
+    assert kvfoot(*command(model, questions, tmp_path / "out", methods="full", kv_memory="0.5")).code == 0
+    assert kvfoot(*command(model, questions, tmp_path / "none", kv_memory="1.5")).code == 2

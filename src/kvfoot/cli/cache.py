@@ -83,6 +83,7 @@ def ask(
     max_new_tokens: Annotated[int, Option(help="longest answer")] = 128,
     temperature: Annotated[float, Option(help="0 is greedy")] = 0.0,
     top_p: Annotated[float, Option(help="nucleus sampling")] = 1.0,
+    top_k: Annotated[int, Option(help="sample among so many tokens, 0: all")] = 0,
     seed: Annotated[int, Option(help="of the sampling")] = 0,
     device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     backend: Annotated[str | None, Option(help="see kvfoot doctor")] = None,
@@ -106,13 +107,14 @@ def ask(
     from kvfoot.engine.sampler import Sampling
 
     choose(backend)
-    Sampling(temperature, top_p, seed)
+    Sampling(temperature, top_p, seed, top_k)
     header = read_header(file)
     name = model or header["model"]["name"]
     if not name:
         raise UsageError(f"{file} does not say which model it belongs to: give --model")
     console = stderr()
     new: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    new |= {"top_k": top_k}
     where: dict[str, Any] = {"device": device, "backend": backend, "page_size": page_size, "kv_memory": memory}
     engine = load(console, name, dtype=header["dtype"], **where)
 

@@ -16,7 +16,8 @@ def doctor() -> int:
     from kvfoot.cli.console import stdout
 
     console = stdout()
-    for name, said in (("packages", _packages), ("processor", _processor), ("GPU", _gpu), ("cache", _cache)):
+    facts = {"packages": _packages, "processor": _processor, "GPU": _gpu, "decode": _decode, "cache": _cache}
+    for name, said in facts.items():
         console.print(f"{name:10} {said()}", markup=False, soft_wrap=True)
     checks: list[tuple[str, Callable[[], str]]] = [(f"backend {name}", partial(_backend, name)) for name in _backends()]
     checks += [("full attention", _full_equals_transformers), ("snapkv", _snapkv_frees)]
@@ -69,6 +70,33 @@ def _gpu() -> str:
         return "none that torch can use"
     each = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return ", ".join(f"{p.name} ({p.total_memory / 2**30:.0f} GiB)" for p in each)
+
+
+def _decode() -> str:
+    """Whose decode steps become CUDA graphs, and why the others' do not."""
+    import torch
+
+    from kvfoot.core.budget import Budget
+    from kvfoot.core.errors import UsageError
+    from kvfoot.core.geometry import Geometry
+    from kvfoot.core.reading import Reader
+    from kvfoot.core.registry import methods
+    from kvfoot.engine.graphable import why_eager
+
+    usual, reasons = Geometry(32, 8, 4, 128, 1 << 17), dict[str, list[str]]()
+    for name, kind in methods().items():
+        options = {"roles": "streaming"} if "roles" in kind.__dataclass_fields__ else {}
+        budget = Budget.of(keep=0.5) if kind.budgeted or issubclass(kind, Reader) else Budget()
+        try:
+            chosen = kind(**options)
+            why = why_eager(chosen, chosen.prepare(usual, 1 << 14, 512, budget))
+        except (TypeError, UsageError):
+            why = "its options decide"
+        reasons.setdefault(why or "", []).append(name)
+    where = "CUDA graphs with the triton backend" if torch.cuda.is_available() else "CUDA graphs on a GPU, not here"
+    lines = [f"{where}: {', '.join(reasons.pop('', []))}"]
+    lines += [f"step by step: {', '.join(names)} ({why})" for why, names in reasons.items()]
+    return "\n           ".join(lines)
 
 
 def _cache() -> str:

@@ -44,6 +44,7 @@ def run(
     max_new_tokens: Annotated[int, Option(help="longest answer")] = 128,
     temperature: Annotated[float, Option(help="0 is greedy")] = 0.0,
     top_p: Annotated[float, Option(help="nucleus sampling")] = 1.0,
+    top_k: Annotated[int, Option(help="sample among so many tokens, 0: all")] = 0,
     seed: Annotated[int, Option(help="of the sampling")] = 0,
     dtype: Annotated[str, Option(help="auto, bfloat16, float16 or float32")] = "auto",
     device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N")] = "auto",
@@ -80,7 +81,7 @@ def run(
     from kvfoot.cli.console import load, stderr
     from kvfoot.engine.sampler import Sampling
 
-    Sampling(temperature, top_p, seed)
+    Sampling(temperature, top_p, seed, top_k)
     console = stderr()
     engine = load(console, model, dtype=dtype, device=device, backend=backend, page_size=page_size, kv_memory=memory)
     if settings is not None:
@@ -88,6 +89,7 @@ def run(
     how = {"method": method, "options": options, "keep": keep, "budget": budget}
     how |= {"evict": evict, "chunk": tokens, "chat": chat}
     new = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    new |= {"top_k": top_k}
     if later:
         return _ask(console, engine, text, later, how, new, record)
     return _generate(console, engine, text, questions, how | new, record)

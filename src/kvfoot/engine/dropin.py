@@ -124,7 +124,8 @@ class Cache(PassCache):
             sequence.verify()
             sequence.generated = [0] * (self._steps + 1)
         config = self.engine.config(self.method, self.limits, self.chunk, 0, Sampling())
-        config |= {"max_new_tokens": None, "temperature": None, "top_p": None, "generate": "transformers"}
+        config |= dict.fromkeys(("max_new_tokens", "temperature", "top_p", "top_k"))
+        config |= {"generate": "transformers"}
         return account.record(self._runner, sequences, self._clock, config, self.engine.revision, 0)
 
     def close(self) -> None:

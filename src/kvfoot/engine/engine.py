@@ -99,6 +99,7 @@ class Engine:
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        top_k: int = 0,
         seed: int = 0,
         question: str | Many[str] = "",
         chat: bool | None = None,
@@ -113,7 +114,7 @@ class Engine:
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens={max_new_tokens}: give at least 1")
         chosen, limits = self.method(method, options), Budget.of(keep, budget, evict)
-        sampling = Sampling(temperature, top_p, seed)
+        sampling = Sampling(temperature, top_p, seed, top_k)
         check_replay(chosen, self.geometry, sampling)
         batch = self._encode(prompts, question, chat)
         plans = [self.plan(chosen, limits, len(ids), chunk, max_new_tokens) for ids in batch]
@@ -244,6 +245,7 @@ class Engine:
             "max_new_tokens": new,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
             "dtype": str(self.dtype).removeprefix("torch."),
             "backend": self.backend.name,
             "page_size": self.page_size,

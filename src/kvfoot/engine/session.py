@@ -75,6 +75,7 @@ class Session:
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        top_k: int = 0,
         seed: int = 0,
     ) -> Result:
         """The answer to one question about the document; the kept cache and the conversation stay as they were.
@@ -84,7 +85,7 @@ class Session:
         """
         self._check(question, "question")
         after = encode(self.tokenizer, self.document, question, after=True, chat=self.config["chat"]).after
-        result, sequence = self._answer(self.base, after, max_new_tokens, Sampling(temperature, top_p, seed))
+        result, sequence = self._answer(self.base, after, max_new_tokens, Sampling(temperature, top_p, seed, top_k))
         self.runner.cache.release(sequence.rows)
         return result
 
@@ -95,6 +96,7 @@ class Session:
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        top_k: int = 0,
         seed: int = 0,
     ) -> Result:
         """The answer to the conversation's next message; message and answer are read into the conversation's cache.
@@ -111,7 +113,7 @@ class Session:
             after = follow(self.tokenizer, message, chat=chat)
             last = self.talk.tokens[-1]
             after = after if last in self.runner.stop else [last, *after]
-        sampling = Sampling(temperature, top_p, seed)
+        sampling = Sampling(temperature, top_p, seed, top_k)
         result, sequence = self._answer(self.talk or self.base, after, max_new_tokens, sampling)
         if self.talk is not None:
             self.runner.cache.release(self.talk.rows)
@@ -188,6 +190,7 @@ class Session:
             "max_new_tokens": limit,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
         }
         whole = record(runner, [sequence], clock, config, self.revision, sampling.seed, interrupted)
         result = Result(text(self.tokenizer, sequence.generated), sequence.generated, whole)
