@@ -51,6 +51,10 @@ def run(
     backend: Annotated[str | None, Option(help="see kvfoot doctor")] = None,
     page_size: Annotated[int, Option(help="entries per page of the cache")] = 16,
     kv_memory: Annotated[str | None, Option(help="size of the cache's pool: 2GiB, or 0.9 of what is free")] = None,
+    graph: Annotated[
+        bool | None,
+        Option("--graph/--no-graph", help="decode by CUDA graphs (default: on a GPU with the triton backend)"),
+    ] = None,
     chat: Annotated[
         bool | None, Option("--chat/--no-chat", help="the chat template (default: where there is one)")
     ] = None,
@@ -83,7 +87,8 @@ def run(
 
     Sampling(temperature, top_p, seed, top_k)
     console = stderr()
-    engine = load(console, model, dtype=dtype, device=device, backend=backend, page_size=page_size, kv_memory=memory)
+    where = {"device": device, "backend": backend, "page_size": page_size, "kv_memory": memory, "graph": graph}
+    engine = load(console, model, dtype=dtype, **where)
     if settings is not None:
         s.check(engine.geometry.identity, settings)
     how = {"method": method, "options": options, "keep": keep, "budget": budget}

@@ -33,7 +33,7 @@ class Buffers:
         shapes = dict.fromkeys(PER_SEQUENCE, (size,)) | {"idle": (1,)} | dict.fromkeys(PER_ROW, (L, R))
         self._pinned = device.type == "cuda"
         self._sent = torch.zeros(sum(sizes.values()), dtype=torch.int64, pin_memory=self._pinned)
-        self._words = torch.zeros_like(self._sent, device=device)
+        self._words = torch.zeros(len(self._sent), dtype=torch.int64, device=device)
         self.host: dict[str, np.ndarray] = {}
         self.words: dict[str, Tensor] = {}
         at = 0
@@ -77,7 +77,7 @@ class Buffers:
         """Start the way of the step's answer to the host."""
         self._got.copy_(self.answer, non_blocking=True)
         if self._event is not None:
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(self.device))
 
     def answered(self) -> tuple[list[int], np.ndarray, np.ndarray]:
         """Tokens [B], finite bool [L + 1] (layers, logits), fired bool [L, R]: the one wait of a decode step."""

@@ -69,7 +69,7 @@ class Engine:
         self.page_size, self.kv_memory, self.poison = page_size, kv_memory, poison
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
-        self.record = self._recorder(graph)
+        self.graph = self._wanted(graph)
         self._previous = attach(model)
         self._probe()
 
@@ -207,7 +207,7 @@ class Engine:
         """A pool for these plans and `later` more tokens each, and what runs on it; asking: forks of them at a time."""
         count = session_pages if asking else peak_pages
         pages = sum(count(plan, self.geometry, self.page_size, later) for plan in plans)
-        if self.record is not None:
+        if self.graph:
             size = bucket(1 if asking else len(plans))
             pages += max(spare_pages(plan, self.geometry, size) for plan in plans)
         planes = max((plan.planes for plan in plans), key=len)
@@ -230,7 +230,8 @@ class Engine:
             poison=self.poison,
         )
         pool.require(pages)
-        return Runner(self.model, self.backend, KVCache(pool, self.geometry), self._stop(), listener, self.record)
+        record = cuda_recorder(self.device) if self.graph is True else self.graph or None
+        return Runner(self.model, self.backend, KVCache(pool, self.geometry), self._stop(), listener, record)
 
     def config(self, method: Method, budget: Budget, chunk: int | None, new: int, sampling: Sampling) -> dict[str, Any]:
         """What the record says about how a run was made."""
@@ -253,21 +254,23 @@ class Engine:
 
     def decodes(self, method: Method, plan: Plan) -> str:
         """How its decode steps run, for the record: "graph", or "eager" with the reason in brackets."""
-        if self.record is None:
+        if not self.graph:
             return "eager"
         why = why_eager(method, plan)
         return "graph" if why is None else f"eager ({why})"
 
-    def _recorder(self, graph: bool | Record | None) -> Record | None:
+    def _wanted(self, graph: bool | Record | None) -> bool | Record:
+        """Whether decode steps are recorded: True for CUDA graphs, or with what. Raises UsageError."""
         if graph is False:
-            return None
+            return False
         why = why_not_here(self.model, self.backend)
         if graph is None:
-            wanted = self.device.type == "cuda" and self.backend.name == "triton"
-            return cuda_recorder(self.device) if wanted and why is None else None
+            return why is None and self.device.type == "cuda" and self.backend.name == "triton"
+        if graph is True and self.device.type != "cuda":
+            why = f"a decode step is recorded on a CUDA device, this model is on {self.device.type}"
         if why is not None:
             raise UsageError(f"graph=True: {why}: leave it out")
-        return cuda_recorder(self.device) if graph is True else graph
+        return graph
 
     def _probe(self) -> None:
         """A pass over two tokens: an unsupported attention argument shows here, not in the middle of a prompt."""

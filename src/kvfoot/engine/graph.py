@@ -34,6 +34,7 @@ class CudaGraph:
         self.graph = torch.cuda.CUDAGraph()
 
     def capture(self, run: Callable[[], None]) -> None:
+        """Raises UsageError for a model with an operation that CUDA does not record."""
         with torch.cuda.device(self.device):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -41,18 +42,22 @@ class CudaGraph:
                 for _ in range(WARM):
                     run()
             torch.cuda.current_stream().wait_stream(side)
-            # Other threads (a listener's, a server's) may go on calling CUDA while this one records.
-            with torch.cuda.graph(self.graph, pool=self.pool, stream=side, capture_error_mode="thread_local"):
-                run()
+            try:
+                # Other threads (a listener's, a server's) may go on calling CUDA while this one records.
+                with torch.cuda.graph(self.graph, pool=self.pool, stream=side, capture_error_mode="thread_local"):
+                    run()
+            except RuntimeError as error:
+                why = str(error).strip().splitlines()[0]
+                raise UsageError(f"a decode step of this model cannot be recorded ({why}): set graph=False") from error
 
     def replay(self) -> None:
         self.graph.replay()
 
 
 def cuda_recorder(device: torch.device) -> Record:
-    """Recorders for one device whose graphs share their memory."""
-    if device.type != "cuda":
-        raise UsageError(f"a decode step is recorded on a CUDA device, this model is on {device.type}: set graph=False")
+    """Recorders for one device whose graphs share their memory: each `Graphs` has its own, since the memory of graphs
+    that are all gone cannot be shared again.
+    """
     pool = torch.cuda.graph_pool_handle()
     return lambda: CudaGraph(device, pool)
 

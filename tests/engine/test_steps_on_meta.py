@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_graph import ALL
 from torch import Tensor
 
 import tiny
@@ -15,6 +14,7 @@ from kvfoot.engine.resident import Resident
 from kvfoot.engine.sampler import Sampling
 from kvfoot.models.bridge import attach
 from lawtable import label
+from replayed import ALL
 from tape import HostRead, NoLists, OneDevice, Tape
 
 

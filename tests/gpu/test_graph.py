@@ -1,0 +1,217 @@
+"""CUDA graphs: a replayed step writes what a launched one writes, waits for nothing, and draws the same tokens."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from kvfoot.core.budget import Budget
+from kvfoot.engine.graphs import Batch
+from kvfoot.engine.resident import Resident
+from kvfoot.engine.runner import Runner
+from kvfoot.engine.sampler import Sampling
+from kvfoot.engine.sequence import Sequence
+from lawtable import label
+from replayed import ALL, NEW, Done, decode
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytest.importorskip("triton")
+
+LENGTHS = (61, 30, 47)
+"""In a bucket of 4: one place is idle."""
+
+
+@cache
+def model(dtype: torch.dtype = torch.float32) -> Any:
+    """Heads of 64, which the kernels serve; its attention is peaked."""
+    made = tiny.make("llama", layers=3, kv_heads=2, group=3, head_dim=64, hidden=96)
+    return copy.deepcopy(made).to("cuda", dtype)
+
+
+def on_gpu(name: str, options: dict[str, Any], *, graph: bool, dtype: torch.dtype = torch.float32, **more: Any) -> Done:
+    more = {"lengths": LENGTHS, "page_size": 16, "backend": "triton"} | more
+    return decode(model(dtype), name, options, replayed=graph, record=True, **more)
+
+
+def opened(
+    name: str = "full", mode: dict[str, Any] | None = None, lengths: tuple[int, ...] = (61, 30), sampling: Any = None
+) -> tuple[Runner, list[Sequence], Batch]:
+    """Prompts that are read and have their first token, and what replays their steps."""
+    engine = tiny.Strict(model(), backend="triton", graph=True)
+    chosen, sampling = engine.method(name), sampling or Sampling()
+    plans = [engine.plan(chosen, Budget.of(**(mode or {})), n, 20, 64) for n in lengths]
+    runner = engine.runner(plans, 64)
+    sequences = [
+        runner.open(tiny.tokens(n, n), chosen, plan, sampling, i)
+        for i, (n, plan) in enumerate(zip(lengths, plans, strict=True))
+    ]
+    for sequence in sequences:
+        sequence.tokens.append(int(runner.prefill(sequence).argmax()))
+    assert runner.graphs is not None
+    batch = runner.graphs.open(sequences, 64, sampling)
+    assert batch is not None
+    return runner, sequences, batch
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """torch raises where an operation would wait for the device."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.parametrize(("name", "options", "mode"), ALL, ids=label)
+def test_a_graph_writes_what_launches_write(name: str, options: dict[str, Any], mode: dict[str, Any]) -> None:
+    """Every graphable method on the triton backend, fp32: tokens, survivors, footprint, strides."""
+    found, launched = (on_gpu(name, options, graph=graph, **mode) for graph in (True, False))
+    assert found.steps == NEW - 1
+    assert found.tokens == launched.tokens
+    assert found.kept == launched.kept
+    for mine, theirs in zip(found.sequences, launched.sequences, strict=True):
+        assert mine.trace.footprint() == theirs.trace.footprint()
+        assert mine.trace.strides() == pytest.approx(theirs.trace.strides(), nan_ok=True)
+
+
+@pytest.mark.parametrize("name", ["full", "h2o", "streaming"])
+def test_a_graph_of_the_sdpa_backend(name: str) -> None:
+    """The recording itself, without our kernels: attention in plain torch, padded to the tables."""
+    mode = {} if name == "full" else {"keep": 0.5}
+    found, launched = (on_gpu(name, {}, graph=graph, backend="sdpa", **mode) for graph in (True, False))
+    assert found.steps == NEW - 1
+    assert found.tokens == launched.tokens
+
+
+def test_the_cpus_tokens() -> None:
+    for name, options, mode in (("full", {}, {}), ("snapkv", {"window": 4}, {"keep": 0.5}), ("h2o", {}, {"keep": 0.5})):
+        there = on_gpu(name, options, graph=True, **mode).tokens
+        here = decode(
+            copy.deepcopy(model()).cpu(), name, options, lengths=LENGTHS, replayed=False, page_size=16, **mode
+        )
+        assert there == here.tokens, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_bit_for_bit_the_launched_step(dtype: torch.dtype) -> None:
+    """Of the same shapes: a batch that fills its bucket. Both run the same kernels on the same plan."""
+    found, launched = (
+        on_gpu("full", {}, graph=graph, dtype=dtype, lengths=(61, 30), new=48) for graph in (True, False)
+    )
+    assert found.tokens == launched.tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("full", {}), ("streaming", {"keep": 0.5}), ("h2o", {"keep": 0.5}), ("snapkv", {"budget": 80}), ("refreshkv", {})],
+)
+def test_no_step_waits_for_the_device(name: str, mode: dict[str, Any]) -> None:
+    """Sampled steps under torch's sync debug mode, page crossings among them; the token's own event is the only wait."""
+    mode = mode or ({"budget": 24} if name == "refreshkv" else {})
+    _, sequences, batch = opened(name, mode, (90, 85), Sampling(0.8, 0.9, top_k=50))
+    kinds = set()
+    for _ in range(6):  # every kind of step is recorded: that waits
+        batch.advance()
+        kinds.add(batch._kind(sequences))
+    before = [s.rows.seen for s in sequences]
+    with no_waiting():
+        for _ in range(24):
+            batch.advance()
+    assert [s.rows.seen for s in sequences] == [n + 24 for n in before]
+    batch.close()
+
+
+def test_the_step_itself_waits_for_nothing_when_it_is_launched() -> None:
+    """The recorded function run plainly, as the warming runs do, on words of an idle step."""
+    for name, mode in (("full", {}), ("h2o", {"keep": 0.5}), ("refreshkv", {"budget": 24})):
+        runner, sequences, batch = opened(name, mode, sampling=Sampling(1.0, 0.9))
+        batch.advance()
+        resident = batch.resident
+        assert isinstance(resident, Resident)
+        assert resident.ledger is not None
+        resident.ledger.idle()
+        with no_waiting():
+            resident.run("quiet")
+        torch.cuda.synchronize()
+        batch.close()
+        runner.cache.check()
+        assert sequences
+
+
+def test_sampling_does_not_depend_on_the_batch_or_on_graphs() -> None:
+    sampling = Sampling(0.9, 0.95, seed=3, top_k=40)
+    together = on_gpu("full", {}, graph=True, sampling=sampling)
+    again = on_gpu("full", {}, graph=True, sampling=sampling)
+    launched = on_gpu("full", {}, graph=False, sampling=sampling)
+    alone = on_gpu("full", {}, graph=True, sampling=sampling, lengths=LENGTHS[:1])
+    assert together.tokens == again.tokens == launched.tokens
+    assert alone.tokens[0] == together.tokens[0]
+    other = on_gpu("full", {}, graph=True, sampling=Sampling(0.9, 0.95, seed=4, top_k=40))
+    assert other.tokens != together.tokens
+
+
+def test_draws_follow_the_softmax() -> None:
+    logits = torch.tensor([1.5, -0.5, 0.75, 2.5, -2.0, 0.0, 1.0, 0.5], device="cuda")
+    n, sampling = 20_000, Sampling(1.3, seed=1)
+    key = torch.full((n,), sampling.generator(0).key, device="cuda")
+    found = sampling.choose(logits.expand(n, -1), key, torch.arange(n, device="cuda"))
+    expected = (logits / 1.3).softmax(0).double() * n
+    statistic = float(((torch.bincount(found, minlength=8) - expected) ** 2 / expected).sum())
+    assert statistic < 24.32
+    here = sampling.choose(logits.cpu().expand(n, -1), key.cpu(), torch.arange(n))
+    assert (found.cpu() == here).float().mean() > 0.999
+
+
+def test_a_recording_is_good_for_another_batch() -> None:
+    """Two batches one after the other on one pool: the second replays the first one's graph."""
+    runner, first, batch = opened(lengths=(61, 30))
+    for _ in range(5):
+        batch.advance()
+    batch.close()
+    assert runner.graphs is not None
+    resident = runner.graphs.kept[0][1]
+    recorded = dict(resident.graphs)
+    for s in first:
+        runner.cache.release(s.rows)
+    method, plan = first[0].method, first[0].plan
+    again = [runner.open(tiny.tokens(61, n), method, plan, Sampling(), i) for i, n in enumerate((5, 6))]
+    tokens = []
+    for s in again:
+        s.tokens.append(int(runner.prefill(s).argmax()))
+    other = runner.graphs.open(again, 20, Sampling())
+    assert other is not None
+    for _ in range(8):
+        found = other.advance()
+        assert found is not None
+        tokens.append([found[0], found[1]])
+        for i, s in enumerate(again):
+            s.tokens.append(found[i])
+    other.close()
+    assert runner.graphs.kept[-1][1] is resident
+    assert resident.graphs == recorded
+    plain = tiny.Strict(model(), backend="triton", graph=False)
+    for i, n in enumerate((5, 6)):
+        expected = plain.generate([tiny.tokens(61, n)], chunk=20, max_new_tokens=9)[0].tokens
+        assert again[i].tokens[61:] == expected
+
+
+def test_many_runs_one_after_the_other() -> None:
+    """Each has its own pool and graphs; what went before is gone."""
+    engine = tiny.Strict(model(), backend="triton", graph=True)
+    first = engine.generate([tiny.tokens(40)], max_new_tokens=8)[0]
+    assert first.record.config["decode"] == "graph"
+    for _ in range(3):
+        assert engine.generate([tiny.tokens(40)], max_new_tokens=8)[0].tokens == first.tokens
+        engine.generate([tiny.tokens(40), tiny.tokens(20)], method="h2o", keep=0.5, max_new_tokens=8)
+
+
+def test_graphs_are_the_default_of_the_triton_backend_alone() -> None:
+    assert tiny.Strict(model(), backend="triton").graph is True
+    assert tiny.Strict(model(), backend="sdpa").graph is False
