@@ -87,6 +87,13 @@ def test_pages_of_any_size(name: str, page_size: int) -> None:
     same(tiny.llama(), name, page_size=page_size, **({} if name == "full" else {"budget": 24}))
 
 
+@pytest.mark.parametrize("budget", [36, 37, 40])
+def test_rows_that_grow_until_they_are_full(budget: int) -> None:
+    """The shorter prompts reach the budget in the middle, at and beside a page's end: spare pages come into use."""
+    same(tiny.llama(), "h2o", budget=budget, lengths=(61, 30, 33, 20))
+    same(tiny.llama(), "heads", {"roles": "10/01", "sink": 4, "window": budget - 4}, lengths=(30, 20))
+
+
 def test_sequences_that_end_early_leave_their_places_idle() -> None:
     free = decode(tiny.llama(), "snapkv", {"window": 4}, keep=0.5, lengths=(61, 30, 47, 20))
     ends = frozenset({free.tokens[0][3], free.tokens[2][6]})

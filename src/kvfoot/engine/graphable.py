@@ -9,12 +9,16 @@ from kvfoot.core.hooks import POSITION, Method, Needs, Plan
 from kvfoot.core.reading import Reader
 
 WHOLE = np.iinfo(np.int32).max
+OBTAINED = Needs.WINDOW_SCORES | Needs.COLUMN_SCORES | Needs.KEYS
+"""What overwrite.py shows a method."""
 
 
 def why_eager(method: Method, plan: Plan) -> str | None:
     """What of a method's decode step cannot be replayed; None: nothing, but for single steps (`Reader.phase`)."""
     if Needs.PRE_ROPE in method.needs:
         return "it turns every stored key to its rank anew"
+    if method.needs & ~OBTAINED:
+        return f"it needs {method.needs & ~OBTAINED}, which a replayed step does not obtain"
     if isinstance(method, Reader):
         if method.verify or method.rectify:
             return f"{'verify' if method.verify else 'rectify'} reads tokens again"
