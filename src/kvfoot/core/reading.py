@@ -53,6 +53,10 @@ class Query(Protocol):
         """
         ...
 
+    def contested(self, first: int, last: int) -> tuple[Tensor, int, Tensor | None]:
+        """Softmax over entries [first, n - last) alone, fp32 [R, H, m'], the entry of its first column, and as above."""
+        ...
+
 
 @dataclass(frozen=True)
 class Read:
@@ -89,6 +93,10 @@ class Reader(Method):
     share: ClassVar[int] = 8
     """A prompt's entries are read one in `share` where neither keep nor budget is given."""
     least: ClassVar[int] = 128
+    lasting: ClassVar[bool] = True
+    """A state is of use to later steps; otherwise to the layers above, in its own step alone."""
+    by_logits: ClassVar[bool] = False
+    """`refresh` asks for logits, not for scores."""
 
     def __post_init__(self) -> None:
         require(self.verify >= 0, f"{self.name}: verify={self.verify} is a number of tokens, 0 for none")

@@ -25,7 +25,7 @@ def why_eager(method: Method, plan: Plan) -> str | None:
         if plan.later is not None:
             return "a reader over rows that are cut while decoding"
         size = plan.reads or 1
-        if method.phase(1, size + 1, size) is None:
+        if method.phase(1, size + 2, size) is None:
             return "its lists change shape, or it scans keys, at every step"
         return None
     if plan.later is None:

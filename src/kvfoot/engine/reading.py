@@ -40,6 +40,9 @@ class Asked:
     def earlier(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
         return scores[..., :-1], None
 
+    def contested(self, first: int, last: int) -> tuple[Tensor, int, Tensor | None]:
+        return self.logits()[..., first : self.n - last].softmax(-1), first, None
+
     def keys(self) -> Tensor:
         self.scanned += self.n
         return self.cache.history(self.rows, self.layer, self.heads)[0]

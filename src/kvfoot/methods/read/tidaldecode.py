@@ -29,6 +29,8 @@ class TidalDecode(Reader):
     again: int = 13
     group: Join = "max"
     aligned: ClassVar[bool] = True
+    lasting: ClassVar[bool] = False
+    by_logits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,8 +47,11 @@ class TidalDecode(Reader):
             return None, Read(None, refresh=True, full=True)
         return query.below, Read(query.below)
 
+    def phase(self, step: int, n: int, size: int) -> str | None:
+        return None if n <= size else "quiet"
+
     def refresh(self, state: Tensor | None, query: Query) -> tuple[Tensor, Tensor]:
         logits = join(query.logits(), self.group)
-        logits[:, -1] = torch.inf
+        logits = logits.scatter(1, query.newest, torch.inf)
         slots = logits.topk(query.size, sorted=False).indices
         return slots, slots

@@ -71,18 +71,23 @@ class TokenSelect(Reader):
         alike = F.cosine_similarity(flat(query), state.q, 0)
         return state, Read(self._around(state.slots, query), alike < self.similarity)
 
+    def phase(self, step: int, n: int, size: int) -> str | None:
+        return None if n <= size + 1 else "quiet"  # at size + 1 it chooses for the first time
+
     def refresh(self, state: Selected | None, query: Query) -> tuple[Selected, Tensor]:
         count = query.size - self.sink - self.window
-        contested = query.logits()[..., self.sink : query.n - self.window]
-        votes = contested.softmax(-1).sum((0, 1))
-        chosen = votes.topk(min(count, len(votes)), sorted=False).indices.sort().values + self.sink
+        p, first, there = query.contested(self.sink, self.window)
+        votes = p.sum((0, 1))
+        if there is not None:
+            votes = votes.masked_fill(~there[0], -1)
+        chosen = votes.topk(min(count, len(votes)), sorted=False).indices.sort().values + first
         slots = chosen.expand(len(query.q), -1)
         return Selected(slots, flat(query)), self._around(slots, query)
 
     def _around(self, slots: Tensor, query: Query) -> Tensor:
         rows, device = len(slots), slots.device
         first = torch.arange(self.sink, device=device).expand(rows, -1)
-        last = torch.arange(query.n - self.window, query.n, device=device).expand(rows, -1)
+        last = query.newest + torch.arange(1 - self.window, 1, device=device)
         return torch.cat([first, slots, last], 1)
 
 
