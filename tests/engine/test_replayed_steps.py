@@ -12,7 +12,7 @@ import torch
 import tiny
 from families import DECIDED, SHAPES, build
 from kvfoot.core.budget import Budget
-from kvfoot.core.errors import NotFinite, PoolExhausted
+from kvfoot.core.errors import NotFinite, PoolExhausted, UsageError
 from kvfoot.core.hooks import Keep, Seen
 from kvfoot.core.reading import Reader
 from kvfoot.core.registry import method as find_method
@@ -215,6 +215,12 @@ def test_the_record_says_how_a_run_decoded() -> None:
     assert said["full", True]["decode"] == "graph"
     assert said["quest", True]["decode"].startswith("eager (its lists")
     assert said["full", False]["decode"] == "eager"
+
+
+def test_graphs_need_a_gpu() -> None:
+    with pytest.raises(UsageError, match="this model is on cpu: leave it out"):
+        tiny.Strict(tiny.llama(), graph=True)
+    assert tiny.Strict(tiny.llama()).graph is False
 
 
 def test_buckets() -> None:

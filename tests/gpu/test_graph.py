@@ -117,7 +117,7 @@ def test_half_precision_is_bit_for_bit_the_launched_step(dtype: torch.dtype) -> 
     [("full", {}), ("streaming", {"keep": 0.5}), ("h2o", {"keep": 0.5}), ("snapkv", {"budget": 80}), ("refreshkv", {})],
 )
 def test_no_step_waits_for_the_device(name: str, mode: dict[str, Any]) -> None:
-    """Sampled steps under torch's sync debug mode, page crossings among them; the token's own event is the only wait."""
+    """Sampled steps, page crossings among them, under torch's sync debug mode: the token's event is the only wait."""
     mode = mode or ({"budget": 24} if name == "refreshkv" else {})
     _, sequences, batch = opened(name, mode, (90, 85), Sampling(0.8, 0.9, top_k=50))
     kinds = set()

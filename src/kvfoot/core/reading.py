@@ -54,7 +54,7 @@ class Query(Protocol):
         ...
 
     def contested(self, first: int, last: int) -> tuple[Tensor, int, Tensor | None]:
-        """Softmax over entries [first, n - last) alone, fp32 [R, H, m'], the entry of its first column, and as above."""
+        """Softmax over entries [first, n - last) alone, fp32 [R, H, m'], its first column's entry, and as above."""
         ...
 
 

@@ -21,7 +21,7 @@ from kvfoot.engine.account import record
 from kvfoot.engine.admission import check_fits, check_size, pool_bytes, workspace
 from kvfoot.engine.clock import Clock
 from kvfoot.engine.graph import Record, bucket, cuda_recorder
-from kvfoot.engine.graphable import why_eager, why_not_here
+from kvfoot.engine.graphable import told, wanted
 from kvfoot.engine.ledger import spare_pages
 from kvfoot.engine.prompts import check_length, encode, text, uses_chat
 from kvfoot.engine.replay import check as check_replay
@@ -69,7 +69,7 @@ class Engine:
         self.page_size, self.kv_memory, self.poison = page_size, kv_memory, poison
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
-        self.graph = self._wanted(graph)
+        self.graph = wanted(graph, model, self.backend, self.device)
         self._previous = attach(model)
         self._probe()
 
@@ -121,7 +121,7 @@ class Engine:
         config = self.config(chosen, limits, chunk, max_new_tokens, sampling) | {
             "chat": self._chat(prompts, chat),
             "question": "before" if question else None,
-            "decode": self.decodes(chosen, plans[0]),
+            "decode": told(self.graph, chosen, plans[0]),
         }
         runner = self.runner(plans, max_new_tokens, listener)
         clock, interrupted = Clock(), False
@@ -166,7 +166,7 @@ class Engine:
         plan = self.plan(chosen, limits, len(tokens), chunk, 0)
         chat = uses_chat(self.tokenizer, chat)
         config = self.config(chosen, limits, chunk, 0, Sampling())
-        config |= {"chat": chat, "decode": self.decodes(chosen, plan)}
+        config |= {"chat": chat, "decode": told(self.graph, chosen, plan)}
         return Session.read(
             self.runner([plan], room, listener, asking=True),
             self.tokenizer,
@@ -251,26 +251,6 @@ class Engine:
             "backend": self.backend.name,
             "page_size": self.page_size,
         }
-
-    def decodes(self, method: Method, plan: Plan) -> str:
-        """How its decode steps run, for the record: "graph", or "eager" with the reason in brackets."""
-        if not self.graph:
-            return "eager"
-        why = why_eager(method, plan)
-        return "graph" if why is None else f"eager ({why})"
-
-    def _wanted(self, graph: bool | Record | None) -> bool | Record:
-        """Whether decode steps are recorded: True for CUDA graphs, or with what. Raises UsageError."""
-        if graph is False:
-            return False
-        why = why_not_here(self.model, self.backend)
-        if graph is None:
-            return why is None and self.device.type == "cuda" and self.backend.name == "triton"
-        if graph is True and self.device.type != "cuda":
-            why = f"a decode step is recorded on a CUDA device, this model is on {self.device.type}"
-        if why is not None:
-            raise UsageError(f"graph=True: {why}: leave it out")
-        return graph
 
     def _probe(self) -> None:
         """A pass over two tokens: an unsupported attention argument shows here, not in the middle of a prompt."""

@@ -3,10 +3,13 @@
 from typing import Any
 
 import numpy as np
+import torch
 
 from kvfoot.attention.backend import Backend
+from kvfoot.core.errors import UsageError
 from kvfoot.core.hooks import POSITION, Method, Needs, Plan
 from kvfoot.core.reading import Reader
+from kvfoot.engine.graph import Record
 
 WHOLE = np.iinfo(np.int32).max
 OBTAINED = Needs.WINDOW_SCORES | Needs.COLUMN_SCORES | Needs.KEYS
@@ -44,3 +47,28 @@ def why_not_here(model: Any, backend: Backend) -> str | None:
     if getattr(model.config, "num_local_experts", None) or getattr(model.config, "num_experts", None):
         return "the model sends tokens to experts by lists that the host reads"
     return None
+
+
+def wanted(graph: bool | Record | None, model: Any, backend: Backend, device: torch.device) -> bool | Record:
+    """Whether decode steps are recorded: False, True for CUDA graphs, or with what. Raises UsageError.
+
+    None, the default: on CUDA with the triton backend, whose attention reads no more than a launched step's.
+    """
+    if graph is False:
+        return False
+    why = why_not_here(model, backend)
+    if graph is None:
+        return why is None and device.type == "cuda" and backend.name == "triton"
+    if graph is True and device.type != "cuda":
+        why = f"a decode step is recorded on a CUDA device, this model is on {device.type}"
+    if why is not None:
+        raise UsageError(f"graph=True: {why}: leave it out")
+    return graph
+
+
+def told(graph: bool | Record, method: Method, plan: Plan) -> str:
+    """How a run's decode steps go, for the record: "graph", or "eager" with the method's reason in brackets."""
+    if not graph:
+        return "eager"
+    why = why_eager(method, plan)
+    return "graph" if why is None else f"eager ({why})"

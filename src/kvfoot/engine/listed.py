@@ -116,7 +116,7 @@ class Lists:
         """Whether what is recorded suits these: the same groups of heads, states of the same shapes."""
         mine = {place: _shapes(state) for place, state in self.states.items()}
         theirs = {place: _shapes(state) for place, state in _places(sequences).items()}
-        theirs = theirs if self.method.lasting else dict.fromkeys(theirs, [])
+        theirs = theirs if self.method.lasting else {place: [] for place in theirs}
         sizes = [[s.plan.reads for s in some] for some in (self.sequences, sequences)]
         return not mine or (mine == theirs and sizes[0] == sizes[1])
 
