@@ -31,6 +31,20 @@ def test_ragged_rows(page: int, width: int) -> None:
         assert weights is None
 
 
+def test_lists_of_entries() -> None:
+    generator = torch.Generator().manual_seed(4)
+    k, v = (torch.randn(12, 4, 8, generator=generator) for _ in range(2))
+    table, q = torch.randperm(12, generator=generator).view(3, 4), torch.randn(3, 2, 8, generator=generator)
+    read = torch.stack([torch.randperm(16, generator=generator)[:9] for _ in range(3)])
+    counts = torch.tensor([9, 0, 4])
+    expected = naive_paged.decode(q, k, v, table, counts, 0.4, read)
+    state, weights = padded.paged(q, k, v, table.int(), counts, 0.4, width=9, read=read)
+    assert torch.allclose(state.out, expected.out, atol=1e-6)
+    assert torch.allclose(state.lse, expected.lse, atol=1e-6)
+    assert weights is not None
+    assert torch.allclose(weights, naive_paged.weights(q, k, table, counts, 0.4, 9, read), atol=1e-6)
+
+
 def test_every_backend_has_it() -> None:
     for name in ("naive", "sdpa", "triton"):
         if name == "triton":

@@ -42,6 +42,7 @@ class Backend(Protocol):
         *,
         plan: Any = None,
         width: int = 0,
+        read: Tensor | None = None,
     ) -> tuple[State, Tensor | None]: ...
 
 

@@ -27,12 +27,18 @@ def paged(
     *,
     plan: Any = None,
     width: int = 0,
+    read: Tensor | None = None,
 ) -> tuple[State, Tensor | None]:
     """One query per row and head over the row's first lens_R entries: out fp32 [R, H, D], lse fp32 [R, H].
 
+    read: int64 [R, K], of a row's entries the first lens_R of these, instead. plan is then not of use.
     table_RP: page numbers, whatever past a row's own; lens_R on the device. With `width`, at least every length: the
     softmax weights too, fp32 [R, H, width], 0 beyond a row's entries. An empty row has out = 0, lse = -inf.
     """
+    if read is not None:
+        size = k_pages.shape[1]
+        table_RP = table_RP.long().gather(1, read // size) * size + read % size
+        k_pages, v_pages = (x.view(-1, 1, x.shape[2]) for x in (k_pages, v_pages))
     R, P = table_RP.shape
     size = k_pages.shape[1]
     index = table_RP.reshape(-1).long()

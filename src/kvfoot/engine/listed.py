@@ -17,72 +17,29 @@ from kvfoot.attention.backend import Backend
 from kvfoot.attention.state import State, merge
 from kvfoot.cache.kv import KVCache
 from kvfoot.core.reading import Read, Reader
+from kvfoot.engine.asked import Asked
 from kvfoot.engine.buffers import Buffers
 from kvfoot.engine.ledger import Ledger
 from kvfoot.engine.sequence import Sequence
 
 Place = tuple[int, int, tuple[int, ...]]
 """(place in the batch, layer, KV heads): whose state."""
+Rows = slice | Tensor
+"""Among a layer's R rows: neighbours, or int64 numbers."""
 
 
 @dataclass(frozen=True)
 class Cost:
     """Entries that a step of a kind reads per row, known when it is recorded: `read` of them by the list, None for all.
 
-    full: a row that refreshes reads all that is stored, else `renewed` entries. extra: see core.reading.Read.
+    fires: a row may refresh; full: it then reads all that is stored, else `renewed` entries. extra: see Read.
     """
 
     read: int | None
+    fires: bool
     full: bool
     renewed: int
     extra: float
-
-
-class Asked:
-    """A `core.reading.Query` whose row lengths are on the device: `n` and `step` are those of the recording."""
-
-    def __init__(
-        self,
-        layer: int,
-        step: int,
-        n: int,
-        size: int,
-        q: Tensor,
-        key: Tensor,
-        lens: Tensor,
-        table: Tensor,
-        scale: float,
-        k_pages: Tensor,
-    ):
-        """lens: [R]; table: page numbers, int32 [R, P]; k_pages: the arena's keys."""
-        self.layer, self.step, self.n, self.size, self.q, self.key = layer, step, n, size, q, key
-        self.newest = (lens[:, None] - 1).clamp(min=0)
-        self.below: Any = None
-        self.weights: Tensor | None = None
-        self._entry = torch.arange(table.shape[1] * k_pages.shape[1], device=q.device)
-        self._table, self._scale, self._pages = table, scale, k_pages
-
-    def scores(self) -> Tensor:
-        assert self.weights is not None, "a reader that asks for scores does so in `refresh`"
-        return self.weights
-
-    def earlier(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
-        there = self._entry < self.newest
-        return scores.masked_fill(~there[:, None], 0), there
-
-    def contested(self, first: int, last: int) -> tuple[Tensor, int, Tensor | None]:
-        there = (self._entry >= first) & (self._entry <= self.newest - last)
-        p = self.scores().masked_fill(~there[:, None], 0)
-        return p / p.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny), 0, there
-
-    def logits(self) -> Tensor:
-        keys = self._pages[self._table.long()].flatten(1, 2).float()
-        absent = (self._entry > self.newest)[..., None]
-        s = torch.bmm(self.q.float() * self._scale, keys.masked_fill(absent, 0).mT)
-        return s.masked_fill(absent.mT, -torch.inf)
-
-    def keys(self) -> Tensor:
-        raise TypeError("a replayed step has no keys of all entries: `phase` has to say None")
 
 
 class Lists:
@@ -97,7 +54,7 @@ class Lists:
         self.sequences: list[Sequence] = []
         self.steps: dict[str, int] = {}
         self.costs: dict[str, dict[Place, Cost]] = {}
-        self._rows: dict[Place, Tensor] = {}
+        self._rows: dict[Place, Rows] = {}
         self._now: dict[Place, Any] = {}
 
     def attach(self, sequences: Many[Sequence]) -> None:
@@ -109,8 +66,7 @@ class Lists:
                     _copy(self.states[place], state)
             else:
                 self.states[place] = _mapped(state, lambda x: x.clone()) if self.method.lasting else None
-                heads = [place[0] * self.cache.geometry.kv_heads + head for head in place[2]]
-                self._rows[place] = torch.tensor(heads, device=self.buffers.device)
+                self._rows[place] = self._located(place)
 
     def fits(self, sequences: Many[Sequence]) -> bool:
         """Whether what is recorded suits these: the same groups of heads, states of the same shapes."""
@@ -137,59 +93,93 @@ class Lists:
         """q [R, H, D] and key [R, D] of the new tokens, stored already. The states move on by a step."""
         b, pool = self.buffers, self.cache.pool
         table, lens = b.tables[layer], b.words["lens"][layer]
-        width, R = table.shape[1] * pool.page_size, len(lens)
+        newest = (lens[:, None] - 1).clamp(min=0)
         asked: dict[Place, tuple[Asked, Any, Read]] = {}
-        fires, every = (torch.zeros(R, dtype=torch.bool, device=q.device) for _ in range(2))
         for place in (p for p in self.states if p[1] == layer):
-            rows, size = self._rows[place], self.sequences[place[0]].plan.reads or 0
+            size, own = self.sequences[place[0]].plan.reads or 0, self._rows[place]
             n = max(int(self.sequences[place[0]].rows.lens[layer, place[2][0]]), size) + 1
-            query = Asked(layer, self.steps[kind], n, size, q[rows], key[rows], lens[rows], table[rows], scale, pool.k)
+            mine, own_key, last, pages = (_take(x, own) for x in (q, key, newest, table))
+            query = Asked(layer, self.steps[kind], n, size, mine, own_key, last, pages, scale, pool.k)
             query.below = self._below(place)
             state, chosen = self.method.read(self.states[place], query)
             asked[place] = query, state, chosen
-            if isinstance(chosen.refresh, Tensor):
-                fires.index_copy_(0, rows, chosen.refresh.expand(len(rows)))
-            elif chosen.refresh:
-                fires.index_fill_(0, rows, True)
-            if chosen.slots is None:
-                every.index_fill_(0, rows, True)
-        choices = [chosen for _, _, chosen in asked.values()]
-        renews, full = any(c.refresh is not False for c in choices), any(c.full or c.slots is None for c in choices)
+        choices = {place: chosen for place, (_, _, chosen) in asked.items()}
+        fires = self._fires(choices, len(lens), q.device)
         whole, weights = None, None
-        if renews or full:
-            emitted = width if renews and not self.method.by_logits else 0
-            whole, weights = self.backend.paged(
-                q, pool.k, pool.v, table, lens.where(fires | every, 0), scale, width=emitted
-            )
-        most = max(0 if c.slots is None else c.slots.shape[1] for c in choices)
-        listed = torch.zeros(R, most, dtype=torch.int64, device=q.device)
-        counts = torch.zeros(R, dtype=torch.int64, device=q.device)
+        every = [self._rows[place] for place, chosen in choices.items() if chosen.slots is None]
+        if fires is not None or every:
+            emitted = 0 if fires is None or self.method.by_logits else table.shape[1] * pool.page_size
+            reads = torch.zeros(len(lens), dtype=torch.bool, device=q.device) if fires is None else fires.clone()
+            for own in every:
+                _fill(reads, own)
+            whole, weights = self.backend.paged(q, pool.k, pool.v, table, lens.where(reads, 0), scale, width=emitted)
+        lists: list[tuple[Rows, Tensor, Tensor | int]] = []
         for place, (query, went, chosen) in asked.items():
-            state, rows, slots, renewed = went, self._rows[place], chosen.slots, 0
-            count = torch.full((len(rows),), 0 if slots is None else slots.shape[1], device=q.device)
-            if chosen.refresh is not False:
-                fired = fires[rows]
-                query.weights = None if weights is None else weights[rows]
+            state, own, slots, renewed = went, self._rows[place], chosen.slots, 0
+            listed = 0 if slots is None else slots.shape[1]
+            count: Tensor | int = listed
+            if fires is not None and chosen.refresh is not False:
+                fired = _take(fires, own)
+                query.weights = None if weights is None else _take(weights, own)
                 state, better = self.method.refresh(went, query)
                 state, renewed = _where(fired, state, went), better.shape[1]
                 if slots is not None and not chosen.full:
                     slots = torch.cat([better.where(fired[:, None], slots[:, :renewed]), slots[:, renewed:]], 1)
-                count = count.where(~fired, 0 if chosen.full else renewed)
+                count = torch.full((len(fired),), listed, device=q.device).where(~fired, 0 if chosen.full else renewed)
             if slots is not None:
-                listed[:, : slots.shape[1]].index_copy_(0, rows, slots)
-                counts.index_copy_(0, rows, count)
+                lists.append((own, slots, count))
             self._keep(place, state)
-            read = None if slots is None else slots.shape[1]
-            self.costs.setdefault(kind, {})[place] = Cost(read, chosen.full, renewed, chosen.extra)
-        here = lens > 0
-        b.fired[layer].copy_(fires & here)
-        if not most and whole is not None:
+            cost = Cost(listed or None, chosen.refresh is not False, chosen.full, renewed, chosen.extra)
+            self.costs.setdefault(kind, {})[place] = cost
+        if fires is not None:
+            b.fired[layer].copy_(fires & (lens > 0))
+        if not lists:
+            assert whole is not None
             return whole
-        k, v = (x.view(-1, 1, x.shape[2]) for x in (pool.k, pool.v))
-        size, listed = pool.page_size, listed.clamp(min=0)  # an idle row lists what it does not have
-        at = table.long().gather(1, listed // size) * size + listed % size
-        part, _ = self.backend.paged(q, k, v, at.int(), counts.where(here, 0), scale)
-        return part if whole is None or not full else merge(whole, part)
+        read, counts = self._listed(lists, lens)
+        part, _ = self.backend.paged(q, pool.k, pool.v, table, counts, scale, read=read)
+        # Rows that refresh without reading everything are in `whole` for their scores alone.
+        both = bool(every) or any(chosen.full for chosen in choices.values())
+        return merge(whole, part) if both and whole is not None else part
+
+    def _fires(self, choices: dict[Place, Read], rows: int, device: torch.device) -> Tensor | None:
+        """bool [R]: rows that refresh; None in a kind of step where none can."""
+        if all(chosen.refresh is False for chosen in choices.values()):
+            return None
+        fires = torch.zeros(rows, dtype=torch.bool, device=device)
+        for place, chosen in choices.items():
+            if isinstance(chosen.refresh, Tensor):
+                _put(fires, self._rows[place], chosen.refresh.expand(len(place[2])))
+            elif chosen.refresh:
+                _fill(fires, self._rows[place])
+        return fires
+
+    def _listed(self, lists: list[tuple[Rows, Tensor, Tensor | int]], lens: Tensor) -> tuple[Tensor, Tensor]:
+        """All rows' lists int64 [R, K] and how much of each counts, 0 in idle rows."""
+        widths = {slots.shape[1] for _, slots, _ in lists}
+        whole = len(widths) == 1 and sum(len(slots) for _, slots, _ in lists) == len(lens)
+        here = lens > 0
+        if whole and all(isinstance(own, slice) for own, _, _ in lists):
+            listed = torch.cat([slots for _, slots, _ in lists]) if len(lists) > 1 else lists[0][1]
+        else:
+            listed = torch.zeros(len(lens), max(widths), dtype=torch.int64, device=lens.device)
+            for own, slots, _ in lists:
+                _put(listed[:, : slots.shape[1]], own, slots)
+        listed = listed.clamp(min=0)  # an idle row lists what it does not have
+        if whole and not any(isinstance(count, Tensor) for _, _, count in lists):
+            return listed, here.long() * widths.pop()
+        counts = torch.zeros(len(lens), dtype=torch.int64, device=lens.device)
+        for own, slots, count in lists:
+            given = count if isinstance(count, Tensor) else torch.full((len(slots),), count, device=lens.device)
+            _put(counts, own, given)
+        return listed, counts.where(here, 0)
+
+    def _located(self, place: Place) -> Rows:
+        b, _, heads = place
+        first, every = b * self.cache.geometry.kv_heads, range(self.cache.geometry.kv_heads)
+        if heads == tuple(every):
+            return slice(first, first + len(every))
+        return torch.tensor([first + head for head in heads], device=self.buffers.device)
 
     def _below(self, place: Place) -> Any:
         """This step's state of the same heads in the next lower layer that has one."""
@@ -210,7 +200,7 @@ class Lists:
             assert p.loaded is not None and p.refreshed is not None and p.scan is not None  # noqa: PT018
             own = list(heads)
             n = int(p.before[layer, own[0]]) + 1
-            refreshed = bool(fired[layer, b * ledger.shape[2] + own[0]])
+            refreshed = cost.fires and bool(fired[layer, b * ledger.shape[2] + own[0]])
             read = n if cost.read is None else cost.read
             p.loaded[layer, own] = (n if cost.full else cost.renewed) if refreshed else read
             p.refreshed[layer, own] = refreshed
@@ -247,7 +237,27 @@ def _shapes(state: Any) -> list[torch.Size]:
 
 def _copy(target: Any, source: Any) -> None:
     for to, new in zip(_tensors(target), _tensors(source), strict=True):
-        to.copy_(new)
+        if new is not to:
+            to.copy_(new)
+
+
+def _take(x: Tensor, rows: Rows) -> Tensor:
+    return x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
+
+
+def _put(x: Tensor, rows: Rows, values: Tensor) -> None:
+    if isinstance(rows, slice):
+        x[rows].copy_(values)
+    else:
+        x.index_copy_(0, rows, values)
+
+
+def _fill(x: Tensor, rows: Rows) -> None:
+    """True in some rows of a bool [R]."""
+    if isinstance(rows, slice):
+        x[rows].fill_(True)
+    else:
+        x.index_fill_(0, rows, True)
 
 
 def _where(fired: Tensor, new: Any, old: Any) -> Any:

@@ -15,12 +15,14 @@ from kvfoot.engine.buffers import Buffers
 class Scope:
     """The rows of one layer from which decoding takes entries. rows: int64 [E] among the layer's R, None for all.
 
-    heads: int64 [E], their KV heads. entries: the most that one of them may have, the new one included.
+    heads: int64 [E], their KV heads. entry: int64 [M], 0, 1, ..., as many as one of them may have, the new one
+    included; inside: the same of a page.
     """
 
     rows: Tensor | None
     heads: Tensor
-    entries: int
+    entry: Tensor
+    inside: Tensor
 
     def of(self, x: Tensor) -> Tensor:
         """The rows' part of x [R, ...]."""
@@ -38,35 +40,42 @@ def move(pool: Pool, source: Tensor, target: Tensor) -> None:
 
 
 def overwrite(
-    pool: Pool, buffers: Buffers, method: Method, layer: int, scope: Scope, scores: Tensor | None, planes: list[str]
+    pool: Pool,
+    buffers: Buffers,
+    method: Method,
+    layer: int,
+    scope: Scope,
+    position: Tensor,
+    scores: Tensor | None,
+    planes: list[str],
 ) -> None:
     """After attention: the planes that the method keeps up are written, and the new entry goes where the lost one was.
 
-    scores: fp32 [R, H, m] of the new token, zero where a row has no entry. planes: names besides the positions.
+    position: int64 [R, 1], of the new token. scores: fp32 [R, H, m], its own, zero where a row has no entry. planes:
+    names besides the positions.
     """
     words, size = buffers.words, pool.page_size
     table, n = scope.of(buffers.tables[layer]), scope.of(words["lens"][layer])[:, None]
-    E, M = len(n), scope.entries
-    inside = torch.arange(size, device=n.device)
-    slots = (table[:, : -(-M // size), None].long() * size + inside).flatten(1)[:, :M]
-    entry = torch.arange(M, device=n.device)
-    there, old = entry < n, entry < n - 1
-    position = flat(pool.planes[POSITION.name])[:, 0][slots].long().where(there, ABSENT)
+    E, M = len(n), len(scope.entry)
+    slots = (table[:, : -(-M // size), None].long() * size + scope.inside).flatten(1)[:, :M]
+    there = scope.entry < n
+    at = flat(pool.planes[POSITION.name])[:, 0][slots].long().where(there, ABSENT)
     seen = Seen(
         layer,
         scope.heads,
-        position,
-        cast(int, scope.of(words["position"].repeat_interleave(buffers.rows // buffers.size))[:, None]),
+        at,
+        cast(int, scope.of(position)),
         1,
         cast(int, scope.of(words["counts"][layer])[:, None]),
         None if scores is None else scope.of(scores)[..., :M],
-        {POSITION.name: position[..., None]},
+        {POSITION.name: at[..., None]},
         flat(pool.k)[slots] if Needs.KEYS in method.needs else None,
         sequences=buffers.size,
     )
-    for name in planes:
-        seen.planes[name] = flat(pool.planes[name])[slots].where(old[..., None], 0)
     if planes:
+        old = (scope.entry < n - 1)[..., None]
+        for name in planes:
+            seen.planes[name] = flat(pool.planes[name])[slots].where(old, 0)
         target = slots.where(there, words["idle"]).flatten()
         for name, value in method.observe(seen).items():
             seen.planes[name] = value

@@ -61,6 +61,7 @@ class Resident:
         self.graphs: dict[str, Recorder] = {}
         self.ledger: Ledger | None = None
         self.checks: list[Tensor] = []
+        self.position = self.buffers.words["position"]
         self.plans: Any = None
         self.kind = QUIET
 
@@ -72,10 +73,13 @@ class Resident:
         heads = np.tile(np.arange(geometry.kv_heads), self.buffers.size)
         rows = np.flatnonzero(np.tile(taken, self.buffers.size))
         entries = int(self.bounds[:, layer, taken].max()) + 1
+        size = self.cache.pool.page_size
+        entries = min(entries, self.buffers.widths[layer] * size)
         return Scope(
             None if taken.all() else torch.from_numpy(rows).to(device),
             torch.from_numpy(heads[rows]).to(device),
-            min(entries, self.buffers.widths[layer] * self.cache.pool.page_size),
+            torch.arange(entries, device=device),
+            torch.arange(size, device=device),
         )
 
     def holds(self, sequences: Many[Sequence], room: int) -> bool:
@@ -85,7 +89,7 @@ class Resident:
         small = (reach.max((0, 2)) <= np.array(self.buffers.widths) * self.cache.pool.page_size).all()
         same = ((bounds < WHOLE) == (self.bounds[:1] < WHOLE)).all()
         scoped = all(
-            s is None or bounds[:, i][bounds[:, i] < WHOLE].max() < s.entries for i, s in enumerate(self.scopes)
+            s is None or bounds[:, i][bounds[:, i] < WHOLE].max() < len(s.entry) for i, s in enumerate(self.scopes)
         )
         fits = self.lists is None or self.lists.fits(sequences)
         return bool(small and same and scoped and fits and len(sequences) <= self.buffers.size)
@@ -149,6 +153,7 @@ class Resident:
         self.checks, self.kind = [], kind
         self.plans = self.backend.planned(b.words["lens"], pool.head_dim, pool.dtype)
         positions = b.words["position"][None]
+        self.position = b.words["position"].repeat_interleave(self.cache.geometry.kv_heads)[:, None]
         output = self.model(
             input_ids=b.tokens,
             position_ids=positions,
@@ -177,15 +182,14 @@ class Resident:
         flat(pool.k).index_copy_(0, slots, k)
         flat(pool.v).index_copy_(0, slots, v)
         if self.plan.planes and not windowed:
-            position = b.words["position"].repeat_interleave(cache.geometry.kv_heads)[:, None]
-            flat(pool.planes[POSITION.name]).index_copy_(0, slots, position.int())
+            flat(pool.planes[POSITION.name]).index_copy_(0, slots, self.position.int())
         plan = None if self.plans is None else self.plans.layer(layer)
         scope = self.scopes[layer]
         weights = None
         if self.lists is not None and not windowed:
             state = self.lists.attend(layer, self.kind, q, k, call.scale)
         else:
-            width = scope.entries if scope is not None and self.method.needs & SCORED else 0
+            width = len(scope.entry) if scope is not None and self.method.needs & SCORED else 0
             state, weights = self.backend.paged(
                 q, pool.k, pool.v, b.tables[layer], lens, call.scale, plan=plan, width=width
             )
@@ -195,7 +199,6 @@ class Resident:
         elif scope is not None:
             if weights is not None and part.sinks is not None and Needs.COLUMN_SCORES in self.method.needs:
                 weights = weights * (state.lse - lse).exp()[..., None].nan_to_num(0.0)
-            overwrite(pool, b, self.method, layer, scope, weights, self.planes)
-        parts = (call.q, call.k, part.out)
-        self.checks.append(torch.stack([x.sum(dtype=torch.float32) for x in parts]).sum())
+            overwrite(pool, b, self.method, layer, scope, self.position, weights, self.planes)
+        self.checks.append(part.out.sum(dtype=torch.float32))
         return part.out.view(1, part.out.shape[0], -1, part.out.shape[3])

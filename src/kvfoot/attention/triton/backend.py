@@ -54,11 +54,13 @@ def paged(
     *,
     plan: Plan | None = None,
     width: int = 0,
+    read: Tensor | None = None,
 ) -> tuple[State, Tensor | None]:
     """See padded.paged."""
+    given = (q_RHD, k_pages, v_pages, table_RP, lens_R, scale)
     if width:
-        return decoding.decode_emitting(q_RHD, k_pages, v_pages, table_RP, lens_R, scale, width, plan=plan)
-    return decoding.decode(q_RHD, k_pages, v_pages, table_RP, lens_R, scale, plan=plan), None
+        return decoding.decode_emitting(*given, width, plan=plan, read_RK=read)
+    return decoding.decode(*given, plan=plan, read_RK=read), None
 
 
 def gathered(q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, slots_Rm: Tensor, scale: float) -> State:
