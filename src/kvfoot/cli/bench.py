@@ -34,7 +34,7 @@ Dtype = Annotated[str, Option(help="auto, bfloat16, float16 or float32")]
 Device = Annotated[str, Option(help="auto, cpu, cuda or cuda:N")]
 Backend = Annotated[str | None, Option(help="see kvfoot doctor")]
 PageSize = Annotated[int, Option(help="entries per page of the cache")]
-KvMemory = Annotated[str | None, Option(help="size of the cache's pool, such as 40GiB")]
+KvMemory = Annotated[str | None, Option(help="size of the cache's pool: 40GiB, or 0.9 of what is free")]
 Out = Annotated[Path | None, Option(help="write the record as JSON")]
 Steps = Annotated[int, Option(help="decode steps of a round")]
 Rounds = Annotated[int, Option(help="rounds that are measured; their median counts")]
@@ -152,7 +152,7 @@ def capacity(
     if beside not in ("full", "none"):
         raise UsageError(f"--beside {beside}: full or none")
     variants, _ = _sides(_variant(method, set_, keep, budget, evict, chunk), beside)
-    size = inputs.byte_count(kv_memory)
+    size = inputs.pool_size(kv_memory)
 
     import torch
 
