@@ -177,7 +177,7 @@ class Resident:
             )
         part = Heads(call, cache.geometry.kv_heads, cache.geometry.group)
         q = part.q.permute(2, 0, 1, 3).flatten(0, 1)
-        k, v = (x.transpose(0, 1).flatten(0, 1) for x in (part.k, part.v))
+        k, v = (x.transpose(0, 1).flatten(0, 1).to(pool.dtype) for x in (part.k, part.v))
         slots, lens = b.words["slots"][layer], b.words["lens"][layer]
         flat(pool.k).index_copy_(0, slots, k)
         flat(pool.v).index_copy_(0, slots, v)
