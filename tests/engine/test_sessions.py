@@ -19,6 +19,7 @@ from kvfoot.engine.clock import Clock
 from kvfoot.engine.prompts import encode, follow
 from kvfoot.engine.result import Interrupted
 from kvfoot.engine.sampler import Sampling
+from tape import Tape
 
 Size = tuple[str, dict[str, Any], dict[str, Any]]
 MORE: list[Size] = [
@@ -450,3 +451,23 @@ def test_200_interleavings_leak_no_page() -> None:
 def shared_engine(page_size: int) -> kvfoot.Engine:
     one = tiny.make("llama", layers=2, group=1, positions=1024)
     return tiny.Strict(one, Chat(), page_size=page_size, kv_memory=1 << 20)
+
+
+# Steps that are replayed
+
+
+@pytest.mark.parametrize("size", [*SIZES, *MORE], ids=lambda size: f"{size[0]}-{size[2]}")
+def test_questions_and_turns_in_replayed_steps(size: Size, tmp_path: Path) -> None:
+    """Answers, traces and pages are those of launched steps; the second question replays the first one's recording."""
+    told: list[Any] = []
+    for graph in (Tape, False):
+        Tape.made.clear()
+        session = start(size, graph=graph)
+        said = [session.ask(words, max_new_tokens=9) for words in ("Who was it?", "And where was that?", "Who was it?")]
+        said += [session.turn(words, max_new_tokens=9) for words in ("Who?", "Why?")]
+        assert session.talk is not None
+        session.runner.cache.check()
+        told.append([(r.tokens, r.record.footprint) for r in said] + [session.talk.rows.lens.tolist()])
+        session.close()
+        assert session.runner.cache.pool.owned == 0
+    assert told[0] == told[1]

@@ -16,6 +16,7 @@ from kvfoot.core.errors import BrokenPromise, UsageError
 from kvfoot.core.hooks import POSITION, Band, Plan, Plane
 from kvfoot.core.registry import method as find_method
 from kvfoot.engine.clock import Clock
+from kvfoot.engine.graphable import told
 from kvfoot.engine.runner import Listener, Runner
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
@@ -119,6 +120,7 @@ def resume(engine: "Engine", path: Path, room: int, listener: Listener | None) -
     except (AttributeError, BrokenPromise, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: damaged ({error}): save the session again") from error
     config = header["config"] | {"backend": engine.backend.name, "page_size": engine.page_size, "resumed": True}
+    config["decode"] = told(engine.graph, base.method, base.plan)
     clock = Clock(prefill=header["prefill_s"], held=header["held_bytes"])
     return Session(runner, engine.tokenizer, header["document"], base, config, engine.revision, clock, talk)
 
