@@ -87,6 +87,9 @@ class Draw:
     def noun(self) -> str:
         return self.pick(self.vocabulary.nouns)
 
+    def verb(self) -> str:
+        return self.pick(self.vocabulary.verbs)
+
     def adjective(self) -> str:
         return self.pick(self.vocabulary.adjectives)
 

@@ -135,6 +135,26 @@ def ask(draw: Draw, titled: float = 0.7) -> str:
     return clause(draw, " ".join(core.split()))
 
 
+def purposes(draw: Draw) -> tuple[str, str]:
+    """A clause with {v} and a question without it, both around a verb: what {t} is opened, reached or woken with."""
+    verb = draw.pick(phrases.PURPOSE)
+    if draw.chance(0.25):
+        word = draw.verb()
+        verb = (word, f"{word}s")
+    things = [draw.pick(("the {t}", "the {t}", "our {t}", "this {t}", "a {t}")) for _ in range(2)]
+    marks = [
+        {
+            "w": verb[0], "ws": verb[1], "x": thing, "u": draw.pick(phrases.USE), "n": draw.pick(phrases.DIGITS),
+            "v": "{v}",
+        }
+        for thing in things
+    ]  # fmt: skip
+    return (
+        draw.pick(phrases.PURPOSES).format_map(marks[0]),
+        draw.pick(phrases.PURPOSES_ASK).format_map(marks[1]),
+    )
+
+
 class TrainWording:
     """See `Wording`. Half of the questions have the same title as the items; the others none, or another one."""
 
@@ -168,19 +188,26 @@ class TrainWording:
     def passkey(self, draw: Draw, several: bool = False) -> Lookup:
         """{t} names the thing. A single one (`several` false) may be asked for by another name, or by none."""
         name = draw.pick(("the {t}", "the {t}", "our {t}", "a {t}", "this {t}", "my {t}"))
+        again = [f"{{v}} is {name}", f"{name} is {{v}}"]
         body = statement(draw).replace("{t}", draw.pick(phrases.TITLE)).replace("{k}", name)
-        if draw.chance(0.5):
+        verbal, wanted = draw.chance(0.4), ""
+        if verbal:
+            body, wanted = purposes(draw)
+            again = [body]
+        elif draw.chance(0.5):
             body = draw.pick((f"{name} {_verb(draw, phrases.IS)} {{v}}", f"{{v}} {_verb(draw, phrases.IS)} {name}"))
         text = " " + sentence(draw, opening(draw), body, closing(draw))
         if draw.chance(0.35):  # said twice
-            again = draw.pick(
-                (f"{{v}} is {name}", f"{name} is {{v}}", "Again: {v}", "It is {v}", "I repeat: {v}", "Yes, {v}")
-            )
-            text += " " + capital(again) + draw.pick((".", ".", "!", ", mind you."))
-        question = ask(draw, 0.3)
-        question = question.replace("{t}", draw.pick(phrases.TITLE)).replace(
-            "{k}", "{t}" if draw.chance(0.4) else "the {t}"
-        )
+            twice = draw.pick((*again, "Again: {v}", "It is {v}", "I repeat: {v}", "Yes, {v}"))
+            text += " " + capital(twice) + draw.pick((".", ".", "!", ", mind you."))
+        if not several and draw.chance(0.25 if verbal else 0.08):  # another verb: there is one number only
+            wanted = purposes(draw)[1]
+        if wanted and draw.chance(0.8):
+            before = draw.pick(phrases.ASK_OPENING) if draw.chance(0.4) else ""
+            question = sentence(draw, before, wanted, draw.pick(phrases.ASK_CLOSING))
+        else:
+            question = ask(draw, 0.3).replace("{t}", draw.pick(phrases.TITLE))
+            question = question.replace("{k}", "{t}" if draw.chance(0.4) else "the {t}")
         if not several and draw.chance(0.35):
             question = question.replace("{t}", draw.pick((self.passkey_title(draw), draw.pick(phrases.TITLE))))
         return Lookup(text, question)
@@ -210,8 +237,8 @@ class TrainWording:
         if draw.chance(0.5):
             start = f'{draw.fragment()} "{{s}}" {draw.fragment(1, 3)}'
         parts = [core, start]
-        if draw.chance(0.7):
-            parts.append(draw.pick(phrases.CHAIN_END) if draw.chance(0.5) else f'{draw.fragment(1, 4)} "{{e}}".')
+        # always: an end that only counting can find teaches to end anywhere
+        parts.append(draw.pick(phrases.CHAIN_END) if draw.chance(0.5) else f'{draw.fragment(1, 4)} "{{e}}".')
         if draw.chance(0.2):
             parts = parts[1:]
         elif draw.chance(0.4):
