@@ -33,7 +33,7 @@ def vary(draw: Draw, room: int) -> PathShape:
 
     In seven of ten no two routes are of one length, and as often a route leads past towns that look like its goal.
     """
-    asks = draw.between(1, 6)
+    asks = draw.between(1, max(1, min(6, room // 150)))
     steps = max(2, min(40, int(room * 0.4 / (asks * 21))))
     filler = draw.chance(0.35)
     towns = draw.log_between(6, max(7, room // 30)) if filler else None

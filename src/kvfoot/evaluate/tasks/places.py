@@ -122,7 +122,7 @@ def alike(rng: random.Random) -> Maker:
 def twin(rng: random.Random, name: str) -> str:
     """A training town that shares its beginning or its end with `name`: what a route must not take for its goal."""
     for _ in range(20):
-        word, rest = name.split(" ")[0], name.split(" ")[1:]
+        word, *rest = name.split(" ")
         kind = rng.random()
         if kind < 0.3 and rest:
             made = rng.choice((word, " ".join(rest), f"{word} {rng.choice(TRAIN_AFTER)}"))

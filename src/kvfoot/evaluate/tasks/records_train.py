@@ -141,7 +141,7 @@ def road(draw: Draw) -> str:
         intro = draw.pick((
             f"{{a}} is {article} {adjective} {place}", f"{{a}} is {article} {adjective} {place}",
             f"{{a}} has {article} {adjective} {draw.noun()}", f"the {draw.noun()} of {{a}} is {adjective}",
-            f"here is {{a}}", f"{draw.fragment(1, 4)} {{a}} {draw.fragment(1, 4)}",
+            "here is {a}", f"{draw.fragment(1, 4)} {{a}} {draw.fragment(1, 4)}",
         ))  # fmt: skip
         text = f"{capital_of(intro)}{mark} {text}"
     elif kind < 0.3:

@@ -76,14 +76,16 @@ PLANS: dict[str, Schedule] = {
     ),
     # from a finished or unfinished model: the weak families, long contexts, every head free, falling rates
     "tail": Schedule((Phase(1.00, {16384: 0.4, 8192: 0.35, 4096: 0.25}, FINISH),), decay_from=0.0),
-    "tiny": Schedule((Phase(0.5, {256: 1.0}, START, 1.0), Phase(1.0, {512: 0.5, 256: 0.5}, MAIN, 0.5))),
+    "tiny": Schedule((Phase(0.5, {256: 1.0}, EARLY, 1.0, 2.0), Phase(1.0, {512: 0.5, 256: 0.5}, MIDDLE, 0.5, 0.5))),
 }
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step does. `scale` multiplies both learning rates, `text` the weights of running text; `routed` restricts
-    heads by the rows' groups."""
+    """What one step does. `scale` multiplies both learning rates, `text` the weights of running text.
+
+    routed: heads are restricted by the rows' groups.
+    """
 
     phase: int
     length: int

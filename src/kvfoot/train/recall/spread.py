@@ -3,7 +3,7 @@
 Left alone, training puts all retrieval into one KV head (docs/recall.md), and any method that spares it loses nothing.
 Restricting a random head does not help: it teaches a spare copy, and then no single head matters. So labour is divided:
 in a routed batch a row sees far only through its group's heads (one early, one middle, one late); every other head
-reads its own block of tokens. The finished model is ordinary full attention; the last phase trains it so.
+reads its own block of tokens. The finished model is ordinary full attention, and most batches of plan `single` are so.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def routed_attention(
         if not len(rows):
             continue
         queries = torch.arange(head * group, (head + 1) * group, device=q.device)
-        keys, values = (x[:, head : head + 1].index_select(0, rows).expand(-1, group, -1, -1) for x in (k, v))
+        keys, values = (x[:, head : head + 1].index_select(0, rows).repeat_interleave(group, 1) for x in (k, v))
         seen = full(q[:, head * group : (head + 1) * group].index_select(0, rows), keys, values)
         out = out.index_put((rows[:, None], queries[None]), seen.to(out.dtype))
     return out
@@ -111,11 +111,12 @@ def routed_attention(
 def near_attention(attend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offset: int) -> torch.Tensor:
     """Causal attention within blocks of `BLOCK` tokens; all [rows, heads, T, D], T in whole blocks.
 
-    offset: where the second block begins, 0 <= offset < BLOCK. attend: causal attention over [n, heads, t, D]. No mask: it costs as little as a short batch.
+    offset: where the second block begins, 0 <= offset < BLOCK. attend: causal attention over
+    [n, heads, t, D]. No mask: it costs as little as a short batch.
     """
     if not offset:
         return _blocks(attend, q, k, v)
-    first = attend(*(x[:, :, :offset] for x in (q, k, v)))
+    first = attend(*(x[:, :, :offset].contiguous() for x in (q, k, v)))
     # padding at the end is in the future of everything that is kept
     later = (F.pad(x.transpose(1, 2)[:, offset:], (0, 0, 0, 0, 0, offset)).transpose(1, 2) for x in (q, k, v))
     rest = _blocks(attend, *later)
