@@ -69,6 +69,22 @@ TITLE_ADJECTIVE = (
     "secret", "lost", "hidden", "old", "first", "second", "last", "official", "private", "real", "true", "new", "lucky",
     "strange", "holy", "red", "little", "great", "ancient", "door", "ship's", "safe", "house", "blue", "royal", "final",
 )
+# somebody does something: verb, and its past
+ACT = (
+    ("give", "gave"), ("send", "sent"), ("write", "wrote"), ("hand", "handed"), ("show", "showed"), ("put", "put"),
+    ("print", "printed"), ("paint", "painted"), ("leave", "left"), ("bring", "brought"), ("offer", "offered"),
+    ("promise", "promised"), ("sell", "sold"), ("tell", "told"), ("lend", "lent"), ("grant", "granted"),
+    ("draw", "drew"), ("carve", "carved"), ("note", "noted"), ("choose", "chose"), ("read", "read"), ("find", "found"),
+    ("keep", "kept"), ("pin", "pinned"), ("owe", "owed"), ("order", "ordered"), ("add", "added"), ("name", "named"),
+)
+CARRIER = (
+    "with", "marked", "called", "numbered", "labelled", "named", "reading", "that said", "of", "carrying", "worth",
+    "under the name", "which read", "signed", "titled", "showing", "on which stood", "priced at", "that we call",
+)
+MANNER = (
+    "", "", "", "", " yesterday", " at noon", " once more", " last week", " in silence", " with care", " by mistake",
+    " again", " before dinner", " in spring", " for nothing", " without a word", " on Monday", " as usual", " at last",
+)
 # what a single number is good for: verb, and verb with an s
 PURPOSE = (
     ("open", "opens"), ("unlock", "unlocks"), ("start", "starts"), ("enter", "enters"), ("reach", "reaches"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from kvfoot.evaluate.tasks import phrases_train as phrases
 from kvfoot.evaluate.tasks import records_train as records
+from kvfoot.evaluate.tasks.deeds_train import deed, deed_ask, purposes
 from kvfoot.evaluate.tasks.draw import Draw
 from kvfoot.evaluate.tasks.wording import Assignments, Listing, Lookup, Markup
 
@@ -67,6 +68,8 @@ def _titled(draw: Draw, weight: float = 0.75) -> str:
 
 def statement(draw: Draw) -> str:
     """A clause with {k} and {v}, and mostly {t}. In about a third of them the value comes first."""
+    if draw.chance(0.2):
+        return deed(draw)
     kind = draw.rng.random()
     preposition = draw.pick(phrases.PREPOSITION)
     if kind < 0.24:
@@ -116,8 +119,16 @@ def clause(draw: Draw, core: str) -> str:
     return f"{draw.pick(('Now', 'And', 'Then', 'So', 'Here:'))} {text}" if text.startswith("{") else text
 
 
+def question(draw: Draw, text: str) -> str:
+    """A whole question with what may stand before it, and its mark."""
+    before = draw.pick(phrases.ASK_OPENING) if draw.chance(0.4) else ""
+    return sentence(draw, before, text, draw.pick(phrases.ASK_CLOSING))
+
+
 def ask(draw: Draw, titled: float = 0.7) -> str:
     """A question about {k}."""
+    if draw.chance(0.2):
+        return question(draw, deed_ask(draw))
     kind = draw.rng.random()
     title = maybe(draw, titled, draw.pick(("the ", "the ", "", "that ")) + "{t}" + draw.pick(("", "", "", "s")))
     quantity = draw.pick(phrases.QUANTITY)
@@ -133,26 +144,6 @@ def ask(draw: Draw, titled: float = 0.7) -> str:
     else:
         core = f"{draw.fragment(1, 4)} {quantity}{{k}} {title}"
     return clause(draw, " ".join(core.split()))
-
-
-def purposes(draw: Draw) -> tuple[str, str]:
-    """A clause with {v} and a question without it, both around a verb: what {t} is opened, reached or woken with."""
-    verb = draw.pick(phrases.PURPOSE)
-    if draw.chance(0.25):
-        word = draw.verb()
-        verb = (word, f"{word}s")
-    things = [draw.pick(("the {t}", "the {t}", "our {t}", "this {t}", "a {t}")) for _ in range(2)]
-    marks = [
-        {
-            "w": verb[0], "ws": verb[1], "x": thing, "u": draw.pick(phrases.USE), "n": draw.pick(phrases.DIGITS),
-            "v": "{v}",
-        }
-        for thing in things
-    ]  # fmt: skip
-    return (
-        draw.pick(phrases.PURPOSES).format_map(marks[0]),
-        draw.pick(phrases.PURPOSES_ASK).format_map(marks[1]),
-    )
 
 
 class TrainWording:
@@ -203,14 +194,13 @@ class TrainWording:
         if not several and draw.chance(0.25 if verbal else 0.08):  # another verb: there is one number only
             wanted = purposes(draw)[1]
         if wanted and draw.chance(0.8):
-            before = draw.pick(phrases.ASK_OPENING) if draw.chance(0.4) else ""
-            question = sentence(draw, before, wanted, draw.pick(phrases.ASK_CLOSING))
+            asked = question(draw, wanted)
         else:
-            question = ask(draw, 0.3).replace("{t}", draw.pick(phrases.TITLE))
-            question = question.replace("{k}", "{t}" if draw.chance(0.4) else "the {t}")
+            asked = ask(draw, 0.3).replace("{t}", draw.pick(phrases.TITLE))
+            asked = asked.replace("{k}", "{t}" if draw.chance(0.4) else "the {t}")
         if not several and draw.chance(0.35):
-            question = question.replace("{t}", draw.pick((self.passkey_title(draw), draw.pick(phrases.TITLE))))
-        return Lookup(text, question)
+            asked = asked.replace("{t}", draw.pick((self.passkey_title(draw), draw.pick(phrases.TITLE))))
+        return Lookup(text, asked)
 
     def multi_value(self, draw: Draw) -> Lookup:
         return self.needle(draw)
