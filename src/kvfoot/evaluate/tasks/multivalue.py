@@ -30,7 +30,10 @@ def vary(draw: Draw, room: int) -> MultiValueShape:
     else:
         keys = draw.log_between(1, most) if kind < 0.7 else draw.between(most // 2, most)
     values = {"number": 0.65, "word": 0.25, "hex": 0.1}
-    return MultiValueShape(keys, draw.between(2, 9), 64, draw.weighted(values), draw.pick(KEY_FORMS), draw.chance(0.3))
+    most = max(2, min(9, room // (20 * keys)))
+    return MultiValueShape(
+        keys, draw.between(2, most), 64, draw.weighted(values), draw.pick(KEY_FORMS), draw.chance(0.3)
+    )
 
 
 def draft(draw: Draw, shape: MultiValueShape, room: int) -> Draft:
