@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from kvfoot.core.errors import UsageError
-from kvfoot.evaluate.tasks import chain, multiquery, passkey, path, phrases_train, places, variables
+from kvfoot.evaluate.tasks import chain, multiquery, multivalue, passkey, path, phrases_train, places, variables
 from kvfoot.evaluate.tasks.corpus import read_corpus
+from kvfoot.evaluate.tasks.deeds_train import deed, deed_ask, purposes
 from kvfoot.evaluate.tasks.draw import Draw
 from kvfoot.evaluate.tasks.sample import Draft, Turn
 from kvfoot.evaluate.tasks.wording_train import TrainWording
@@ -35,7 +36,7 @@ from kvfoot.train.recall.spread import (
     routes,
 )
 from kvfoot.train.recall.vocab import ASSISTANT, BOS, END, SPECIALS, USER, train_tokenizer
-from kvfoot.train.recall.writer import ANSWER, FORK, SILENT, Writer
+from kvfoot.train.recall.writer import ANSWER, FILLER, FORK, SILENT, Writer
 
 SHAPE = ModelShape(vocabulary=512, layers=4, width=64, heads=4, kv_heads=2, head_dim=16, mlp=96, positions=1024)
 
@@ -74,6 +75,8 @@ def test_documents_have_their_form(writer, family):
     assert tokens[-1] == END
     assert codes[-1] in (ANSWER, FORK)
     assert tokens.count(ASSISTANT) == tokens.count(END) == tokens.count(USER)
+    if family == "quote":  # running text is hidden in part (loop.py), a text to be quoted is not
+        assert FILLER not in codes
     # an answer is what stands between <|assistant|> and <|end|>, and nothing else is
     spoken = False
     for token, code in zip(tokens, codes, strict=True):
@@ -322,3 +325,26 @@ def test_passkeys_of_one_document_have_wordings_of_their_own(writer):
     verbal = sum(any(f" {verb}" in lookup.item for _, verb in phrases_train.PURPOSE) for lookup in asked)
     assert 30 < verbal < 250
     assert all(lookup.item.count("{v}") and "{v}" not in lookup.ask for lookup in asked)
+
+
+def test_training_wordings_are_what_they_are_meant_to_be(writer):
+    draw = Draw("wordings", writer.corpus, writer.wording, writer.count)
+    # a chain's end can always be read
+    assert all(
+        "{s}" in listing.ask and "{e}" in listing.ask for listing in (draw.wording.chain(draw) for _ in range(300))
+    )
+    # clauses around a verb hold their places once, and their questions do not give the answer away
+    for _ in range(300):
+        clause, asked = deed(draw), deed_ask(draw)
+        assert (clause.count("{k}"), clause.count("{v}")) == (1, 1)
+        assert (asked.count("{k}"), asked.count("{v}")) == (1, 0)
+        clause, asked = purposes(draw)
+        assert (clause.count("{t}"), clause.count("{v}")) == (1, 1)
+        assert (asked.count("{t}"), asked.count("{v}")) == (1, 0)
+    # some lines of a route name a town again
+    lines = [draw.wording.path(draw).item for _ in range(600)]
+    assert 90 < sum(line.count("{a}") > 1 or line.count("{b}") > 1 for line in lines) < 300
+    # lists of few keys in a long context, of unequal length
+    shapes = [multivalue.vary(draw, 8000) for _ in range(400)]
+    assert 200 < sum(shape.keys <= 8 for shape in shapes) < 320
+    assert 60 < sum(shape.equal for shape in shapes) < 180

@@ -113,7 +113,7 @@ class Writer:
         if not kept:
             return None
         pieces = [np.array([BOS, USER], np.uint16), head]
-        codes = [SILENT, FILLER if not items else SILENT]
+        codes = [SILENT, SILENT]  # a text to be quoted, too: nothing of it may be hidden (loop.py)
         if draft.scatter and left >= 24:
             for piece, code in self._scatter(draw, draft, items, left):
                 pieces.append(piece)
