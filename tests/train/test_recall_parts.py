@@ -317,6 +317,12 @@ def test_made_up_words_begin_with_every_letter():
     assert towns >= set(string.ascii_uppercase)
 
 
+def test_one_word_in_five_is_made_up(writer):
+    draw = Draw("made up", writer.corpus, writer.wording, writer.count)
+    listed = set(writer.corpus.vocabulary.words)
+    assert 0.12 < sum(draw.word() not in listed for _ in range(2000)) / 2000 < 0.22
+
+
 def test_passkeys_of_one_document_have_wordings_of_their_own(writer):
     draw = Draw("mixed", writer.corpus, writer.wording, writer.count)
     draft = passkey.draft(draw, passkey.PasskeyShape(12, mixed=True), 4000)
