@@ -53,11 +53,27 @@ class KVCache(Paging):
 
         Views of a scratch buffer, valid until the next call.
         """
-        b = int(rows.lens[layer, heads[0]])
-        index = self._index(rows, layer, heads, b + room)
-        shape = (len(heads), -1, self.pool.head_dim)
-        out = [self._gather(name, plane, index) for name, plane in (("k", self.pool.k), ("v", self.pool.v))]
-        return out[0].view(shape)[:, : b + room], out[1].view(shape)[:, : b + room]
+        return self._entries("k", rows, layer, heads, room), self._entries("v", rows, layer, heads, room)
+
+    def keys(self, rows: Rows, layer: int, heads: tuple[int, ...]) -> Tensor:
+        """The keys alone, [R, b, head_dim], as `history` gives them."""
+        return self._entries("k", rows, layer, heads, 0)
+
+    def take(self, rows: Rows, layer: int, heads: tuple[int, ...], slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of the keys and values [R, c, head_dim] in slots int64 [R, c].
+
+        Values on the host wait for the device once.
+        """
+        flat = self.flat_slots(rows, layer, heads, slots)
+        return self._pick(self.pool.k, flat), self._pick(self.pool.v, flat)
+
+    def take_keys(self, rows: Rows, layer: int, heads: tuple[int, ...], slots: Tensor) -> Tensor:
+        return self._pick(self.pool.k, self.flat_slots(rows, layer, heads, slots))
+
+    def flat_slots(self, rows: Rows, layer: int, heads: tuple[int, ...], slots: Tensor) -> Tensor:
+        """Slots int64 [R, c] of rows as slots of the arena."""
+        table, size = self.table(rows, layer)[list(heads)], self.pool.page_size
+        return table.gather(1, slots // size) * size + slots % size
 
     def plane(self, rows: Rows, layer: int, heads: tuple[int, ...], name: str) -> Tensor:
         """A plane's values [R, b, width] in slot order: a copy."""
@@ -96,8 +112,14 @@ class KVCache(Paging):
         for head in np.flatnonzero((lens % size == 0) | rows.forked).tolist():
             self._grow(rows, layer, (head,), int(lens[head]), int(lens[head]) + 1)
         flat = [int(rows.pages[layer][h][n // size]) * size + n % size for h, n in enumerate(lens.tolist())]
-        self._write(torch.tensor(flat, device=self.pool.device), k, v, values)
+        self._write(torch.tensor(flat, device=self.pool.device), *self._encoded(k, v), values)
         rows.lens[layer] += 1
+
+    def rewrite(self, rows: Rows, layer: int, heads: tuple[int, ...], k: Tensor, v: Tensor) -> None:
+        """Put other keys and values in the place of the last n entries: k, v [R, n, head_dim]."""
+        b, n = int(rows.lens[layer, heads[0]]), k.shape[1]
+        self._own(rows, layer, heads, range((b - n) // self.pool.page_size, self._count(b)))
+        self._write(self._slots(rows, layer, heads, b - n, b), *self._encoded(k, v), {})
 
     def slide(self, rows: Rows, layer: int, k: Tensor, v: Tensor) -> None:
         """Store a pass's n entries in a window layer, whose oldest leave: k, v [kv_heads, b + n, head_dim] by slot.
@@ -113,19 +135,25 @@ class KVCache(Paging):
             self.append(rows, layer, heads, new_k, new_v, {})
         elif n == 1 and b == limit:
             self._own(rows, layer, heads, [turn // self.pool.page_size])
-            self._write(self._slots(rows, layer, heads, turn, turn + 1), new_k, new_v, {})
+            slots = self._slots(rows, layer, heads, turn, turn + 1)
+            self._write(slots, *self._encoded(new_k, new_v), {})
             rows.turn[layer] = (turn + 1) % b
         else:
             stay = min(b, max(limit - n, 0))
+            k, v = self._stored(rows, layer, heads, b, k, v)
             old = [x[:, :b].roll(-turn, 1)[:, b - stay :] for x in (k, v)]
             self._drop(rows, layer, heads)
             rows.turn[layer] = 0
-            last = slice(max(n - limit, 0), n)
-            k, v = (torch.cat([x, y[:, last]], 1) for x, y in zip(old, (new_k, new_v), strict=True))
-            self.append(rows, layer, heads, k, v, {})
+            last = slice(b + max(n - limit, 0), b + n)
+            k, v = (torch.cat([x, y[:, last]], 1) for x, y in zip(old, (k, v), strict=True))
+            self._append(rows, layer, heads, k, v, {})
 
     def append(self, rows: Rows, layer: int, heads: tuple[int, ...], k: Tensor, v: Tensor, values: Values) -> None:
         """Store n more entries per row: k, v [R, n, head_dim], values of those n."""
+        self._append(rows, layer, heads, *self._encoded(k, v), values)
+
+    def _append(self, rows: Rows, layer: int, heads: tuple[int, ...], k: Tensor, v: Tensor, values: Values) -> None:
+        """The same, k and v as they are stored: [R, n, width]."""
         n = k.shape[1]
         b = int(rows.lens[layer, heads[0]])
         self._grow(rows, layer, heads, b, b + n)
@@ -155,9 +183,10 @@ class KVCache(Paging):
         slot = torch.where(lost < b, lost, 0)
         flat = table.gather(1, (slot // size)[:, None])[:, 0] * size + slot % size
         stay = (lost >= b)[:, None]
-        for plane, value in self._pairs(k, v, values):
-            target = self._flat(plane)
-            target.index_copy_(0, flat, torch.where(stay, target[flat], value[:, 0].to(target.dtype)))
+        for plane, value in self._pairs(*self._encoded(k, v), values):
+            target, here = self._flat(plane), flat.to(plane.device)
+            one = value[:, 0].to(plane.device, plane.dtype)
+            target.index_copy_(0, here, torch.where(stay.to(plane.device), target[here], one))
         rows.ordered[layer] = False
 
     def rebuild(
@@ -170,9 +199,10 @@ class KVCache(Paging):
         if not rows.ordered[layer]:
             kept = kept.gather(1, values[POSITION.name][..., 0].long().gather(1, kept).argsort(1))
         pick = _picker(kept)
+        k, v = self._stored(rows, layer, heads, int(rows.lens[layer, heads[0]]), k, v)
         k, v, values = pick(k), pick(v), {name: pick(value) for name, value in values.items()}
         self._drop(rows, layer, heads)
-        self.append(rows, layer, heads, k, v, values)
+        self._append(rows, layer, heads, k, v, values)
 
     def commit(
         self,
@@ -214,13 +244,47 @@ class KVCache(Paging):
 
     # Inside
 
+    def _entries(self, name: str, rows: Rows, layer: int, heads: tuple[int, ...], room: int) -> Tensor:
+        """Keys ("k") or values ("v") [R, b + room, head_dim]."""
+        b, (found, pool) = int(rows.lens[layer, heads[0]]), (self._rows(name, rows, layer, heads, room), self.pool)
+        if pool.storage.plain:
+            return found
+        decoded = pool.format.decode(found[:, :b].to(pool.device))
+        return torch.cat([decoded, decoded.new_empty(len(heads), room, pool.head_dim)], 1) if room else decoded
+
+    def _pick(self, plane: Tensor, flat: Tensor) -> Tensor:
+        stored = self._flat(plane).index_select(0, flat.flatten().to(plane.device)).to(self.pool.device)
+        return self.pool.format.decode(stored).view(*flat.shape, -1)
+
+    def _rows(self, name: str, rows: Rows, layer: int, heads: tuple[int, ...], room: int = 0) -> Tensor:
+        """The same as they are stored, where they are: a view of the scratch, [R, b + room, width]."""
+        b, plane = int(rows.lens[layer, heads[0]]), self.pool.k if name == "k" else self.pool.v
+        index = self._index(rows, layer, heads, b + room).to(plane.device)
+        return self._gather(name, plane, index).view(len(heads), -1, plane.shape[2])[:, : b + room]
+
+    def _encoded(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return self.pool.format.encode(k), self.pool.format.encode(v)
+
+    def _stored(
+        self, rows: Rows, layer: int, heads: tuple[int, ...], b: int, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """k, v [R, b + n, head_dim] as they are stored, the first b copied from the pages: none is coded twice."""
+        if self.pool.storage.bits is None:
+            return k, v
+        new = self._encoded(k[:, b:], v[:, b:])
+        if not b:
+            return new
+        old = (self._rows(name, rows, layer, heads).to(k.device) for name in "kv")
+        return tuple(torch.cat(pair, 1) for pair in zip(old, new, strict=True))  # type: ignore[return-value]
+
     def _gather(self, name: str, plane: Tensor, index: Tensor) -> Tensor:
         width = plane.shape[1] * plane.shape[2]
         need = index.shape[0] * width
         if name not in self._scratch or self._scratch[name].numel() < need:
             self._scratch.pop(name, None)
             size = (need + need // 4) * plane.element_size()
-            self._scratch[name] = reserve(size, plane.device).tensor()[:size].view(plane.dtype)
+            host = plane.device != self.pool.device
+            self._scratch[name] = reserve(size, self.pool.device, host=host).tensor()[:size].view(plane.dtype)
         return gather(plane, index, self._scratch[name][:need].view(index.shape[0], width))
 
     @staticmethod
@@ -231,8 +295,10 @@ class KVCache(Paging):
         return [(self.pool.k, k), (self.pool.v, v), *((self.pool.planes[n], x) for n, x in values.items())]
 
     def _write(self, slots: Tensor, k: Tensor, v: Tensor, values: Values) -> None:
+        """k, v: as they are stored. Values on the host wait for the device once (decision D8)."""
         for plane, value in self._pairs(k, v, values):
-            self._flat(plane).index_copy_(0, slots, value.reshape(slots.shape[0], -1).to(plane.dtype))
+            flat = value.reshape(slots.shape[0], -1).to(plane.device, plane.dtype)
+            self._flat(plane).index_copy_(0, slots.to(plane.device), flat)
 
 
 def _picker(kept: Tensor) -> Callable[[Tensor], Tensor]:

@@ -204,6 +204,7 @@ class Engine:
             memory=self.kv_memory,
             pages=pages if exact else None,
             poison=self.poison,
+            storage=plans[0].storage,
         )
         pool.require(pages)
         return Runner(self.model, self.backend, KVCache(pool, self.geometry), self._stop(), listener)
