@@ -46,7 +46,8 @@ class RefreshKV(Reader):
     mode "score_only" chooses anew without full attention. query: what is compared, the mean over all heads, each KV
     head's own mean (then a layer is full as soon as one differs), or all heads one after the other; prerope: as it was
     before RoPE. max_gap: longest run of steps without a refresh, None for no limit as published. sink: first entries
-    that every selection holds, 0 as published.
+    that every selection holds, 0 as published. grow: a refresh selects at least that fraction of what is stored by then
+    (published: 0, K stays what the prompt gave).
 
     store 8 or 4: the partial cache is a copy in the model's dtype. values "host": so is it, and the values of all
     entries lie in (pinned) host memory, from where a refresh fetches K a row: with mode "score_only" alone.
@@ -62,6 +63,7 @@ class RefreshKV(Reader):
     prerope: bool = False
     max_gap: int | None = 64
     sink: int = 0
+    grow: float = 0.0
     values: Place = "device"
 
     def __post_init__(self) -> None:
@@ -75,6 +77,7 @@ class RefreshKV(Reader):
         )
         require(self.max_gap is None or self.max_gap >= 1, f"{name}: max_gap={self.max_gap}: at least 1, or none")
         require(self.sink >= 0, f"{name}: sink={self.sink} is negative")
+        require(0 <= self.grow <= 1, f"{name}: grow={self.grow} is a fraction of what is stored, 0 for a constant K")
         away = self.values == "host"
         require(
             not away or self.mode == "score_only",
@@ -94,10 +97,11 @@ class RefreshKV(Reader):
         return self.refresh(None, query)[0]
 
     def read(self, state: Partial, query: Query) -> tuple[Partial, Read]:
+        size = max(query.size, state.slots.shape[1])
         slots = torch.cat([state.slots, _newest(query)], 1)
         held = None if state.held is None else state.held.push(query)
-        kept = None if held is None else held.last(query.size)
-        state = replace(state, slots=slots[:, -query.size :], gap=state.gap + 1, held=kept)
+        kept = None if held is None else held.last(size)
+        state = replace(state, slots=slots[:, -size:], gap=state.gap + 1, held=kept)
         if query.n <= query.size:
             return state, Read(None)
         if query.step % self.every:
@@ -123,7 +127,7 @@ class RefreshKV(Reader):
 
     def _select(self, query: Query) -> Tensor:
         """Slots int64 [R, K] of the best of the earlier entries, worst first, then the newest."""
-        count = min(query.size, query.n) - 1
+        count = min(max(query.size, int(self.grow * query.n)), query.n) - 1
         earlier = query.scores()[..., :-1]
         return torch.cat([best(earlier, count, self.kernel, self.group, self.sink), _newest(query)], 1)
 
