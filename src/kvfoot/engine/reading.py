@@ -48,8 +48,7 @@ class Asked:
 
     def unrotated(self) -> Tensor:
         assert self.rotation is not None
-        back = torch.full((len(self.q), 1), -self.position, device=self.q.device)
-        return self.rotation(self.layer, self.q.float()[:, :, None], back)[:, :, 0]
+        return self.rotation.back(self.layer, self.q.float()[:, :, None], [self.position])[:, :, 0]
 
     def logits(self) -> Tensor:
         if self._logits is None:

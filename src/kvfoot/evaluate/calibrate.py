@@ -76,7 +76,7 @@ def record(
     query, prerope: what is compared, as in methods/read/refreshkv.py.
     """
     geometry, found = engine.geometry, []
-    back = Rotation(engine.model) if prerope else None
+    rotation = Rotation(engine.model) if prerope else None
     if not geometry.open_layers:
         raise UsageError("every layer of this model has a window of its own: refreshkv has nothing to refresh")
     full = find_method("full")
@@ -91,7 +91,7 @@ def record(
         heard: dict[int, list[Tensor]] = {}
         for a, b in split(len(tokens), chunk, 1):
             own = [p - a for p in places if a <= p < b]
-            step = _Listening(runner, [Span(sequence, 0, b - a, None)], own, heard, back)
+            step = _Listening(runner, [Span(sequence, 0, b - a, None)], own, heard, rotation)
             step.forward(runner.model, tokens[a:b])
         runner.cache.release(sequence.rows)
         found.append(np.stack([_cosines(torch.cat(heard[i]), query) for i in geometry.open_layers]))
@@ -151,7 +151,7 @@ def _cosines(q_cGHD: Tensor, query: str) -> np.ndarray:
 class _Listening(Step):
     """A pass that remembers, layer by layer, the queries [places, G, H, D] fp32 at some of its tokens.
 
-    back: by which they are turned back to what they were before RoPE.
+    rotation: by which they are turned back to what they were before RoPE, None where they are not.
     """
 
     def __init__(
@@ -160,17 +160,17 @@ class _Listening(Step):
         spans: list[Span],
         places: list[int],
         heard: dict[int, list[Tensor]],
-        back: Rotation | None,
+        rotation: Rotation | None,
     ):
-        super().__init__(runner.cache, runner.backend, spans)
-        self.places, self.heard, self.back = places, heard, back
+        super().__init__(runner.cache, runner.backend, spans, rotation)
+        self.places, self.heard = places, heard
 
     def attend(self, call: Call) -> Tensor:
         geometry = self.cache.geometry
         if self.places:
             q_GHnD = call.q[0].unflatten(0, (geometry.kv_heads, geometry.group))[:, :, self.places].float()
-            if self.back is not None:
-                at = [-self.spans[0].sequence.rows.seen - place for place in self.places]
-                q_GHnD = self.back(call.layer, q_GHnD, torch.tensor(at, device=q_GHnD.device).expand(len(q_GHnD), -1))
+            if self.rotation is not None:
+                seen = self.spans[0].sequence.rows.seen
+                q_GHnD = self.rotation.back(call.layer, q_GHnD, [seen + place for place in self.places])
             self.heard.setdefault(call.layer, []).append(q_GHnD.permute(2, 0, 1, 3).cpu().clone())
         return super().attend(call)
