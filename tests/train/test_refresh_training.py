@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -180,6 +181,8 @@ def several(out: Path, world: World) -> None:
                 out / name, batch=2, save_every=3, log_every=1, checkpointing=shard, stop=stop, resume=stop is None
             )
             train_refresh(trainer, Written(row), how)  # type: ignore[arg-type]
+            if world.first and world.size > 1 and stop:
+                shutil.copytree(out / name, out / f"{name} half")
             if shard and world.size > 1:
                 parts = [p for p in trainer.weights.values() if divided(p)]
                 assert sum(p.to_local().numel() for p in parts) <= 0.55 * sum(p.numel() for p in parts)  # type: ignore[attr-defined]
@@ -200,7 +203,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         processes.append(subprocess.Popen(command, env=os.environ | of | {"OMP_NUM_THREADS": "1"}))
     several(tmp_path / "one", World(0, 1))
     assert [p.wait(timeout=300) for p in processes] == [0, 0]
-    for name in RUNS:
+    for name, (more, shard) in RUNS.items():
         one, two = (tmp_path / count / name for count in ("one", "two"))
         logs = [[json.loads(x) for x in (out / "log.jsonl").read_text().splitlines()] for out in (one, two)]
         assert [len(log) for log in logs] == [6, 6]
@@ -214,6 +217,13 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         for key, x in a.items():  # AdamW moves a weight by its gradient's sign, however small that is
             torch.testing.assert_close(x, b[key], atol=5e-4, rtol=1e-3)
             assert (x - b[key]).abs().mean() < 0.02 * (x - start[key]).abs().mean() + 1e-9
+        # What two processes left goes on in one.
+        trainer = Refresh(model(), replace(SHORT, **more), World(0, 1), 2 if shard else None)
+        half = tmp_path / "two" / f"{name} half"
+        how = RunOptions(half, batch=2, save_every=3, log_every=1, checkpointing=shard, resume=True)
+        train_refresh(trainer, Written(row), how)  # type: ignore[arg-type]
+        last = json.loads((half / "log.jsonl").read_text().splitlines()[-1])
+        assert last == pytest.approx(logs[0][-1], rel=1e-4)
 
 
 def test_a_divided_batch_has_equal_shares() -> None:

@@ -103,9 +103,15 @@ class Refresh:
         if rows is not None:
             shard(model, world, rows)
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        parts = [[p for p in self.weights.values() if divided(p) == kind] for kind in (False, True)]
-        groups = [{"params": part, "lr": options.rate, "weight_decay": options.decay} for part in parts if part]
+        every = list(self.weights.values())
+        parts = [[i for i, p in enumerate(every) if divided(p) == kind] for kind in (False, True)]
+        groups = [
+            {"params": [every[i] for i in part], "lr": options.rate, "weight_decay": options.decay}
+            for part in parts
+            if part
+        ]
         self.optimizer = torch.optim.AdamW(groups)
+        self.numbers = [i for part in parts for i in part]  # of the optimizer's parameters among the weights
 
     def step(self, step: int, rows: list[Row]) -> dict[str, float]:
         """rows: the whole batch, of which this process computes its share. The numbers are the whole batch's."""
@@ -136,17 +142,21 @@ class Refresh:
 
     def tensors(self) -> dict[str, Tensor]:
         """Whole, wherever their parts are: every process has to ask."""
-        found = {f"weight.{name}": p for name, p in self.weights.items()} | optimizer_tensors(self.optimizer)
+        found = {f"weight.{name}": p for name, p in self.weights.items()}
+        for key, x in optimizer_tensors(self.optimizer).items():
+            part, number, name = key.split(".")
+            found[f"{part}.{self.numbers[int(number)]}.{name}"] = x
         return {name: whole(x) for name, x in found.items()}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         for name, p in self.weights.items():
             p.copy_(divide(tensors[f"weight.{name}"], p))
-        every = [p for group in self.optimizer.param_groups for p in group["params"]]
-        parts = {
-            key: divide(x, every[int(key.split(".")[1])]) for key, x in tensors.items() if key.startswith("optimizer.")
-        }
+        every, parts = list(self.weights.values()), {}
+        for key, x in tensors.items():
+            if key.startswith("optimizer."):
+                part, number, name = key.split(".")
+                parts[f"{part}.{self.numbers.index(int(number))}.{name}"] = divide(x, every[int(number)])
         load_optimizer(self.optimizer, parts)
 
     def finish(self, folder: Any, tokenizer: Any) -> None:
