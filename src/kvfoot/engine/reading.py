@@ -158,14 +158,14 @@ def _charge(p: Pass, layer: int, heads: tuple[int, ...], pairs: float) -> None:
 
 
 def state_bytes(states: Iterable[Any]) -> int:
-    """Bytes of the memory that states of readers hold, each piece once: a view counts as what it is a view of."""
+    """Bytes of the tensors that states of readers are made of: memory that several share counts once."""
     pieces: dict[int, int] = {}
     todo = list(states)
     while todo:
         x = todo.pop()
         if isinstance(x, Tensor):
             storage = x.untyped_storage()
-            pieces[storage.data_ptr()] = storage.nbytes()
+            pieces[storage.data_ptr()] = min(storage.nbytes(), x.numel() * x.element_size())
         elif is_dataclass(x):
             todo += [getattr(x, f.name) for f in fields(x)]
         elif isinstance(x, (tuple, list)):
