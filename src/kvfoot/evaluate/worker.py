@@ -12,6 +12,7 @@ from kvfoot.engine.account import record
 from kvfoot.engine.clock import Clock
 from kvfoot.engine.engine import Engine
 from kvfoot.engine.prompts import text as decoded
+from kvfoot.engine.replay import check
 from kvfoot.engine.runner import Runner
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence as Running
@@ -86,6 +87,7 @@ class Worker:
 
     def member(self, variant: Variant, a: Asked) -> Member:
         method = self.engine.method(variant.method)
+        check(method, self.engine.geometry, Sampling())
         return Member(method, self.engine.plan(method, variant.budget, len(a.prompt), self.sweep.chunk, a.room))
 
     def _share(self, job: Job, places: tuple[int, ...], asked: dict[int, Asked], put: Sink) -> None:
