@@ -122,7 +122,7 @@ class Entries(Paging):
         if name not in self._scratch or self._scratch[name].numel() < need:
             self._scratch.pop(name, None)
             size = (need + need // 4) * plane.element_size()
-            host = plane.device != self.pool.device
+            host = plane.device.type != self.pool.device.type
             self._scratch[name] = reserve(size, self.pool.device, host=host).tensor()[:size].view(plane.dtype)
         return gather(plane, index, self._scratch[name][:need].view(index.shape[0], width))
 

@@ -52,9 +52,9 @@ def summary(record: RunRecord) -> RenderableType:
             f"held {size(memory.held_bytes)}",
             f"peak {size(memory.peak_bytes)}",
             f"dense {size(memory.dense_bytes)}",
-            *([f"beside it {size(memory.side_bytes)}"] if memory.side_bytes else []),
         ],
         "host memory": [f"held {size(memory.host_held_bytes)}", f"peak {size(memory.host_peak_bytes)}"],
+        "beside it": [size(memory.side_bytes)],
         "time": [
             f"prefill {seconds(timings.prefill_s)}",
             f"first token {seconds(timings.ttft_s)}",
@@ -62,8 +62,9 @@ def summary(record: RunRecord) -> RenderableType:
         ],
         "tokens": [f"prompt {record.tokens['prompt']:,}", f"generated {record.tokens['generated']:,}{sequences}"],
     }
-    if not memory.host_peak_bytes:
-        del rows["host memory"]
+    for name, count in (("host memory", memory.host_peak_bytes), ("beside it", memory.side_bytes)):
+        if not count:
+            del rows[name]
     for name, cells in rows.items():
         grid.add_row(Text(name, "bold"), *cells)
     how = f"{title(record)}, {config['model']}, {config['dtype']} on {record.device['type']}"
