@@ -25,6 +25,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "pyramidkv": [{"window": 3, "kernel": 3}, {"window": 2, "sink": 1, "pool": "max", "beta": 3}],
     "random": [{"window": 3, "seed": 5}],
     "refreshkv": [{"every": 3, "schedule": "fixed"}],
+    "retroattention": [{"page": 4, "skip": 0}],
     "snapkv": [{"window": 3, "kernel": 3}, {"window": 2, "sink": 1, "pool": "max", "group": "max", "kernel": 5}],
     "streaming": [{"sink": 2}],
     "tokenselect": [{"sink": 2, "window": 5}],

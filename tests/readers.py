@@ -21,12 +21,12 @@ def watched(log: Reads) -> Iterator[None]:
     attend = reading._attend
     with pytest.MonkeyPatch.context() as patch:
 
-        def spy(cache: Any, backend: Any, query: Any, slots: Tensor | None) -> Any:
+        def spy(cache: Any, backend: Any, query: Any, slots: Tensor | None, held: Any) -> Any:
             at = cache.positions(query.rows, query.layer, query.heads)
             read = at if slots is None else at.gather(1, slots)
             for row, head in enumerate(query.heads):
                 log[query.layer, head, query.rows.seen] = read[row].tolist()
-            return attend(cache, backend, query, slots)
+            return attend(cache, backend, query, slots, held)
 
         patch.setattr(reading, "_attend", spy)
         yield

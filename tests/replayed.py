@@ -17,7 +17,7 @@ from lawtable import Case, cases
 from tape import Tape
 
 NEW = 14
-EAGER = {"quest", "streamingllm"}
+EAGER = {"quest", "retroattention", "streamingllm"}
 """Stepped without a graph, whatever their options."""
 
 
@@ -92,6 +92,7 @@ READERS: list[Case] = [
     ("refreshkv", {"every": 2, "similarity": 0.6, "max_gap": 6}, {"budget": 24}),
     ("refreshkv", {"every": 2, "similarity": 0.6, "mode": "score_only", "sink": 2}, {"budget": 24}),
     ("refreshkv", {"every": 2, "similarity": 0.6, "query": "kv_head"}, {"budget": 24}),
+    ("refreshkv", {"every": 2, "similarity": 0.6, "query": "concat"}, {"budget": 24}),
     ("tidaldecode", {"skip": 0, "again": 1}, {"budget": 24}),
     ("tokenselect", {"sink": 2, "window": 5, "similarity": 0.5}, {"budget": 24}),
     ("tokenselect", {"sink": 0, "window": 1, "similarity": 1.1}, {"budget": 24}),

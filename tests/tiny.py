@@ -106,9 +106,7 @@ class Strict(Engine):
 
     def runner(self, *args: Any, **options: Any) -> Runner:
         runner = super().runner(*args, **options)
-        pool = runner.cache.pool
-        for plane in (pool.k, pool.v, *pool.planes.values()):
-            plane.fill_(float("nan") if plane.is_floating_point() else torch.iinfo(plane.dtype).min)
+        runner.cache.pool.spoil()
         return runner
 
 

@@ -65,7 +65,7 @@ def test_every_method_takes_or_refuses_a_budget(name: str) -> None:
         assert plan.planes[0].name == "position"
     elif isinstance(chosen, Reader):
         sizes = [chosen.prepare(GEOMETRY, 10_000, 512, limits).reads for limits in (Budget(), Budget.of(0.5))]
-        assert sizes == [max(chosen.least, 1250), 5000]
+        assert sizes == [max(chosen.least, int(10_000 * chosen.share)), 5000]
     else:
         with pytest.raises(UsageError, match=f"{name} takes neither keep nor budget"):
             chosen.prepare(GEOMETRY, 1000, 512, Budget.of(0.5))

@@ -49,7 +49,7 @@ def runs(cases: list[lawtable.Case]) -> list[Any]:
     once = {64: {"keep": 0.5, "evict": "chunk"}, None: {"budget": 24, "evict": "post"}}
     found: list[tuple[str, dict[str, Any], dict[str, Any], int | None]] = []
     for name, options, mode in cases:
-        if Needs.PRE_ROPE in methods()[name].needs:
+        if Needs.PRE_ROPE in methods()[name].needs or name == "retroattention":
             continue
         for chunk in (7, 64, None):
             if chunk == 7 or mode in ({}, once[chunk]):
@@ -303,6 +303,10 @@ def test_methods_that_need_a_pass_of_their_own() -> None:
     for option in ("verify", "rectify"):
         with pytest.raises(UsageError, match=f"refreshkv: {option} reads tokens again"):
             Cache(model(), "refreshkv", options={option: 3})
+    with pytest.raises(UsageError, match="retroattention reads tokens again to correct them, generate"):
+        Cache(model(), "retroattention")
+    with pytest.raises(UsageError, match="refreshkv: prerope=true needs the model's own RoPE beside generate"):
+        Cache(model(), "refreshkv", options={"prerope": True})
     with pytest.raises(UsageError, match="snapkv: patch=true adds tokens to a pass"):
         Cache(model(), "snapkv", options={"patch": True}, keep=0.5, evict="chunk")
 

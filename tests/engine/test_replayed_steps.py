@@ -42,6 +42,8 @@ def test_who_is_stepped_without_a_graph() -> None:
     for name, cls in methods().items():
         mode = {"budget": 24} if cls.budgeted or issubclass(cls, Reader) else {}
         assert graphable(name, OPTIONS.get(name, [{}])[0], mode) == (name not in EAGER), name
+    for options in ({"store": 8}, {"values": "host", "mode": "score_only"}, {"grow": 0.5}, {"prerope": True}):
+        assert not graphable("refreshkv", options, {"budget": 24})
     for name in ("refreshkv", "quest"):
         assert not graphable(name, {"verify": 3}, {"budget": 24})
     assert not graphable("refreshkv+heads", {"roles": "10/01", "heads.sink": 2, "window": 6, "size": 20}, {})

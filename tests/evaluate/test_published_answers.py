@@ -145,6 +145,17 @@ def test_valid_prefix_by_hand(text, wanted):
     assert valid_prefix(text, frozenset({"a-b", "b-c", "c-d", "d-a"}), 10) == pytest.approx(wanted)
 
 
+def test_chain_of_key_on_the_paper_s_three_patterns():
+    """A whole chain; the example copied, of which two keys are in the context; the right keys, the fourth too early."""
+    letters = "abcdefghijk"
+    chain = [f"{a}-{b}" for a, b in itertools.pairwise(letters)]
+    context = frozenset(chain)
+    assert valid_prefix(", ".join(chain), context, 10) == 1
+    assert valid_prefix(", ".join([*chain[:2], *(f"{c}x-{c}y" for c in letters[2:10])]), context, 10) == 0.2
+    moved = [*chain[:3], chain[4], chain[3], *chain[5:]]
+    assert valid_prefix(", ".join(moved), context, 10) == 0.3
+
+
 def test_labels_follow_the_word_that_a_sentence_shares(data):
     e = published_task("icl", data).sample(0, 8192, 1, COUNT)
     shots = [shot.rsplit("\nlabel: ", 1) for shot in e.document.split("nothing else. \n\n")[1].split("\n\n")]

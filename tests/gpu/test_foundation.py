@@ -97,6 +97,34 @@ def test_every_method_writes_the_cpus_tokens(name: str, evict: str) -> None:
     both(peaked(16), [prompt(n) for n in (150, 61, 97)], method=name, options=options, **size, **more)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"store": 8},
+        {"store": 4, "mode": "score_only"},
+        {"values": "host", "mode": "score_only"},
+        {"store": 4, "values": "host", "mode": "score_only"},
+        {"prerope": True, "query": "concat"},
+    ],
+)
+def test_refreshkv_over_a_cache_stored_otherwise(options: dict[str, Any]) -> None:
+    """Few bits, values in pinned host memory: tokens, footprints and bytes are the CPU's."""
+    more: dict[str, Any] = {"method": "refreshkv", "budget": 24, "max_new_tokens": 24}
+    prompts, model = [prompt(n) for n in (150, 61, 97)], peaked(64)
+    cpu = Engine(copy.deepcopy(model), poison=True).generate(prompts, options=options | {"every": 3}, **more)
+    torch.cuda.empty_cache()
+    engine = Engine(copy.deepcopy(model).cuda(), poison=True)
+    gpu = engine.generate(prompts, options=options | {"every": 3}, **more)
+    assert [r.tokens for r in gpu] == [r.tokens for r in cpu]
+    assert gpu[0].record.footprint == cpu[0].record.footprint
+    assert gpu[0].record.memory == cpu[0].record.memory
+    plan = engine.plan(method("refreshkv", options), Budget.of(None, 24), 150, None, 24)
+    pool = engine.runner([plan], 24).cache.pool
+    assert pool.k.is_cuda
+    assert pool.v.is_cuda == ("values" not in options)
+    assert pool.v.is_pinned() == ("values" in options)
+
+
 @pytest.mark.parametrize("backend", ["naive", "sdpa"])
 @pytest.mark.parametrize("kind", SHAPES)
 def test_every_family_writes_the_cpus_tokens(kind: str, backend: str) -> None:

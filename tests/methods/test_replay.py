@@ -9,6 +9,8 @@ import readers
 import tiny
 from kvfoot.core.errors import UsageError
 from kvfoot.core.registry import method as find_method
+from kvfoot.evaluate.perplexity import perplexity
+from kvfoot.evaluate.sweep import Sweep
 
 GAMMA = {1: 60, 4: 80, 7: 60}
 """Lengths of draft, and prompts for each."""
@@ -94,5 +96,11 @@ def test_what_cannot_be_read_again_is_refused() -> None:
     )
     with pytest.raises(UsageError, match="rectify takes tokens back, which layers with a window of their own cannot"):
         windowed.generate([tiny.tokens(20)], options={"rectify": 3}, **more)
+    for option in ("verify", "rectify"):
+        line = f"refreshkv: {option} reads tokens again, an evaluation reads them once: use kvfoot run"
+        with pytest.raises(UsageError, match=line):
+            Sweep(model="recall", tasks=("chain",), methods=(f"refreshkv:{option}=4",), lengths=(100,)).variants()
+        with pytest.raises(UsageError, match=line):
+            perplexity(engine, tiny.tokens(60), find_method("refreshkv", {option: 4}), tail=8)
     with pytest.raises(UsageError, match="verify leaves nothing to rectify: give one of them"):
         find_method("refreshkv", {"verify": 3, "rectify": 3})

@@ -75,6 +75,12 @@ def test_the_cost_of_a_run_fits_a_terminal() -> None:
         assert word in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert "interrupted" not in shown
+    assert "host memory" not in shown
+    assert "beside it" not in shown
+    memory = Memory(22_118_400, 85_900_000, 85_670_000, 22_118_400, 85_900_000, 3 << 20)
+    lines = [" ".join(line.split()) for line in text(summary(record(memory=memory))).splitlines()]
+    assert "host memory held 21.1 MiB peak 81.9 MiB" in lines
+    assert "beside it 3.0 MiB" in lines
     assert "interrupted" in text(summary(record(interrupted=True, timings=Timings(1, 1, None))))
 
 

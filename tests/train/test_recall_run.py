@@ -9,8 +9,11 @@ from safetensors.torch import load_file
 from taskdata import write
 
 from kvfoot.core.errors import UsageError
-from kvfoot.train.recall.loop import train_recall
+from kvfoot.train.recall.loop import Trainer, train_recall
 from kvfoot.train.recall.options import ModelShape, RecallOptions, Recipe
+from kvfoot.train.recall.plan import Plan
+from kvfoot.train.recall.vocab import BOS, HIDDEN
+from kvfoot.train.recall.writer import ANSWER, BOOK, FILLER, FORK
 
 SHAPE = ModelShape(vocabulary=512, layers=2, width=64, heads=4, kv_heads=2, head_dim=16, mlp=128, positions=512)
 RECIPE = Recipe(plan="tiny", minutes=0.0015, batch=2048, parts=2, warm=4)
@@ -35,6 +38,7 @@ def test_a_tiny_run_learns_and_leaves_a_model(whole):
     out, record = whole
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert {"filler", "book", "answer", "fork"} < log[0].keys()
     assert record["finished"]
     assert record["step"] == record["steps"] > 25
     assert losses[0] > 5.5
@@ -55,6 +59,26 @@ def test_a_run_in_two_pieces_is_the_same_run(whole, data, tmp_path):
     a, b = (load_file(folder / "state.safetensors") for folder in (whole[0], tmp_path))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_running_text_is_hidden_anew_every_step_and_nothing_else_is(data, tmp_path):
+    given = options(data, tmp_path)
+    trainer = Trainer(given, Plan(RECIPE), torch.device("cpu"))
+    codes = torch.arange(5).repeat(4, 400)  # silent, filler, book, answer, fork in turn
+    tokens = torch.full(codes.shape, 77)
+    tokens[:, :5] = BOS
+    read, later = trainer._noisy(3, tokens, codes), trainer._noisy(4, tokens, codes)
+    hidden = read == HIDDEN
+    text = (codes == FILLER) | (codes == BOOK)
+    assert 0.08 < hidden[text].float().mean() < 0.12
+    assert not hidden[~text].any()
+    assert not hidden[:, :5].any()
+    assert torch.equal(read, trainer._noisy(3, tokens, codes))
+    assert not torch.equal(read, later)
+    # running text counts more at first than later, answers always the same
+    first, last = (trainer.weights[trainer.plan.phases[phase].text] for phase in (0, -1))
+    assert (first / last).tolist()[1:] == [4.0, 4.0, 1.0, 1.0]
+    assert first[FORK] > first[ANSWER]
 
 
 def test_a_run_may_begin_with_the_weights_of_another(whole, data, tmp_path):

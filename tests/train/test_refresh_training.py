@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ from kvfoot.train.packing import Packed, Row, Written
 from kvfoot.train.refresh import Refresh, RefreshOptions, Single, train_refresh
 from kvfoot.train.run import RunOptions
 from kvfoot.train.twopart import TwoPart
-from kvfoot.train.world import World
+from kvfoot.train.world import World, divided
 
 TAIL, SIZE, LENGTH = 6, 10, 48
 SHORT = RefreshOptions(steps=6, tail=TAIL, size=SIZE, rate=1e-3, warm=2)
@@ -154,6 +158,77 @@ def test_two_processes_add_up_to_one() -> None:
     assert sum(loss for loss, _ in halves) == pytest.approx(whole[0], rel=1e-5)
     for name, gradient in whole[1].items():
         torch.testing.assert_close(halves[0][1][name] + halves[1][1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+TWO = """
+import sys; sys.path[:0] = sys.argv[1:3]
+import torch, test_refresh_training as t
+from pathlib import Path
+from kvfoot.train.world import world
+with world(torch.device("cpu")) as w:
+    t.several(Path(sys.argv[3]), w)
+"""
+RUNS: dict[str, tuple[dict[str, int], bool]] = {"whole": ({}, False), "shard": ({}, True), "lora": ({"lora": 2}, True)}
+"""By name: options beside SHORT, and whether the layers' weights are divided where there are processes."""
+
+
+def several(out: Path, world: World) -> None:
+    """Each run in two pieces; of two processes the second goes on from what both have written."""
+    for name, (more, shard) in RUNS.items():
+        for stop in (3, None):
+            trainer = Refresh(model(), replace(SHORT, **more), world, 2 if shard else None)
+            how = RunOptions(
+                out / name, batch=2, save_every=3, log_every=1, checkpointing=shard, stop=stop, resume=stop is None
+            )
+            train_refresh(trainer, Written(row), how)  # type: ignore[arg-type]
+            if world.first and world.size > 1 and stop:
+                shutil.copytree(out / name, out / f"{name} half")
+            if shard and world.size > 1:
+                parts = [p for p in trainer.weights.values() if divided(p)]
+                assert sum(p.to_local().numel() for p in parts) <= 0.55 * sum(p.numel() for p in parts)  # type: ignore[attr-defined]
+                assert len(parts) >= (8 if more else 14)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    """Gloo on the CPU, as torchrun starts them: losses, weights and a resumed run, weights whole or divided (FSDP2)."""
+    from safetensors.torch import load_file
+
+    port = str(20000 + os.getpid() % 20000)
+    processes = []
+    for rank in range(2):
+        of = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        here = Path(__file__).parent
+        command = [sys.executable, "-c", TWO, str(here), str(here.parent), str(tmp_path / "two")]
+        processes.append(subprocess.Popen(command, env=os.environ | of | {"OMP_NUM_THREADS": "1"}))
+    several(tmp_path / "one", World(0, 1))
+    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    for name, (more, shard) in RUNS.items():
+        one, two = (tmp_path / count / name for count in ("one", "two"))
+        logs = [[json.loads(x) for x in (out / "log.jsonl").read_text().splitlines()] for out in (one, two)]
+        assert [len(log) for log in logs] == [6, 6]
+        for a, b in zip(*logs, strict=True):
+            assert a == pytest.approx(b, rel=1e-4)
+        assert logs[0][-1]["loss"] < logs[0][0]["loss"]
+        assert json.loads((two / "train.json").read_text())["processes"] == 2
+        a, b = (load_file(out / "model" / "model.safetensors") for out in (one, two))
+        start = model().state_dict()
+        assert a.keys() == b.keys() == start.keys()
+        for key, x in a.items():  # AdamW moves a weight by its gradient's sign, however small that is
+            torch.testing.assert_close(x, b[key], atol=5e-4, rtol=1e-3)
+            assert (x - b[key]).abs().mean() < 0.02 * (x - start[key]).abs().mean() + 1e-9
+        # What two processes left goes on in one.
+        trainer = Refresh(model(), replace(SHORT, **more), World(0, 1), 2 if shard else None)
+        half = tmp_path / "two" / f"{name} half"
+        how = RunOptions(half, batch=2, save_every=3, log_every=1, checkpointing=shard, resume=True)
+        train_refresh(trainer, Written(row), how)  # type: ignore[arg-type]
+        last = json.loads((half / "log.jsonl").read_text().splitlines()[-1])
+        assert last == pytest.approx(logs[0][-1], rel=1e-4)
+
+
+def test_a_divided_batch_has_equal_shares() -> None:
+    with pytest.raises(UsageError, match="3 rows of a step do not divide among 2 processes"):
+        Refresh(model(), SHORT, World(0, 2), 3)
 
 
 def test_the_rate_goes_up_and_down() -> None:

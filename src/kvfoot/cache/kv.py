@@ -6,28 +6,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvfoot.cache.memory import reserve, trim
-from kvfoot.cache.paging import Paging
-from kvfoot.cache.pool import Pool, gather
+from kvfoot.cache.entries import Entries
 from kvfoot.cache.rows import Rows
 from kvfoot.core.budget import Cut
-from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import POSITION, Band, Keep
 
 Values = Mapping[str, Tensor]
 """Plane values of entries: name -> [R, entries, width]."""
 
 
-class KVCache(Paging):
+class KVCache(Entries):
     """All sequences' rows over one pool. R rows are always KV heads of one layer of one sequence, equal in length.
 
     Entries are addressed by slot, 0 .. length - 1; keys are stored after RoPE at absolute positions and never moved in
     position (decision D3).
     """
-
-    def __init__(self, pool: Pool, geometry: Geometry):
-        super().__init__(pool, geometry)
-        self._scratch: dict[str, Tensor] = {}
 
     def blocks(
         self, rows: Rows, layer: int, cut: Cut | None = None, band: Band | None = None
@@ -41,53 +34,6 @@ class KVCache(Paging):
             return [(tuple(range(len(keys))), keys[0][0])]
         return [(tuple(h for h, k in enumerate(keys) if k == key), key[0]) for key in sorted(set(keys))]
 
-    def settle(self) -> None:
-        """Keep no memory but the pool's: a prompt's scratch is as large as one of its layers."""
-        self._scratch.clear()
-        trim(self.pool.device)
-
-    # Reading
-
-    def history(self, rows: Rows, layer: int, heads: tuple[int, ...], room: int = 0) -> tuple[Tensor, Tensor]:
-        """Keys and values [R, b + room, head_dim] in slot order; the last `room` entries are for the caller to fill.
-
-        Views of a scratch buffer, valid until the next call.
-        """
-        b = int(rows.lens[layer, heads[0]])
-        index = self._index(rows, layer, heads, b + room)
-        shape = (len(heads), -1, self.pool.head_dim)
-        out = [self._gather(name, plane, index) for name, plane in (("k", self.pool.k), ("v", self.pool.v))]
-        return out[0].view(shape)[:, : b + room], out[1].view(shape)[:, : b + room]
-
-    def plane(self, rows: Rows, layer: int, heads: tuple[int, ...], name: str) -> Tensor:
-        """A plane's values [R, b, width] in slot order: a copy."""
-        b = int(rows.lens[layer, heads[0]])
-        plane = self.pool.planes[name]
-        if b == 0:
-            return plane.new_empty(len(heads), 0, plane.shape[2])
-        found = self._gather(name, plane, self._index(rows, layer, heads, b))
-        return found.view(len(heads), -1, plane.shape[2])[:, :b].clone()
-
-    def table(self, rows: Rows, layer: int) -> Tensor:
-        """Page numbers of a layer's rows, int64 [kv_heads, P]; past a row's own, its first repeats."""
-        cached = rows.indices[layer].get(((), -1))
-        if cached is None:
-            tables = rows.pages[layer]
-            most = max(map(len, tables))
-            cached = torch.from_numpy(np.stack([np.pad(t, (0, most - len(t)), constant_values=t[0]) for t in tables]))
-            rows.indices[layer][(), -1] = cached = cached.to(self.pool.device)
-        return cached
-
-    def positions(self, rows: Rows, layer: int, heads: tuple[int, ...]) -> Tensor:
-        """Absolute positions of the stored entries, int64 [R, b], in slot order."""
-        b = int(rows.lens[layer, heads[0]])
-        if self.geometry.window(layer) is not None:
-            entries = torch.arange(rows.seen - b, rows.seen, device=self.pool.device).roll(rows.turn[layer])
-            return entries.expand(len(heads), b)
-        if POSITION.name in self.pool.planes:
-            return self.plane(rows, layer, heads, POSITION.name)[..., 0].long()
-        return torch.arange(b, device=self.pool.device).expand(len(heads), b)
-
     # Writing: `values` holds every plane's values, for the entries that the method's docstring names.
 
     def extend(self, rows: Rows, layer: int, k: Tensor, v: Tensor, values: Values) -> None:
@@ -96,8 +42,14 @@ class KVCache(Paging):
         for head in np.flatnonzero((lens % size == 0) | rows.forked).tolist():
             self._grow(rows, layer, (head,), int(lens[head]), int(lens[head]) + 1)
         flat = [int(rows.pages[layer][h][n // size]) * size + n % size for h, n in enumerate(lens.tolist())]
-        self._write(torch.tensor(flat, device=self.pool.device), k, v, values)
+        self._write(torch.tensor(flat, device=self.pool.device), *self._encoded(k, v), values)
         rows.lens[layer] += 1
+
+    def rewrite(self, rows: Rows, layer: int, heads: tuple[int, ...], k: Tensor, v: Tensor) -> None:
+        """Put other keys and values in the place of the last n entries: k, v [R, n, head_dim]."""
+        b, n = int(rows.lens[layer, heads[0]]), k.shape[1]
+        self._own(rows, layer, heads, range((b - n) // self.pool.page_size, self._count(b)))
+        self._write(self._slots(rows, layer, heads, b - n, b), *self._encoded(k, v), {})
 
     def slide(self, rows: Rows, layer: int, k: Tensor, v: Tensor) -> None:
         """Store a pass's n entries in a window layer, whose oldest leave: k, v [kv_heads, b + n, head_dim] by slot.
@@ -113,19 +65,25 @@ class KVCache(Paging):
             self.append(rows, layer, heads, new_k, new_v, {})
         elif n == 1 and b == limit:
             self._own(rows, layer, heads, [turn // self.pool.page_size])
-            self._write(self._slots(rows, layer, heads, turn, turn + 1), new_k, new_v, {})
+            slots = self._slots(rows, layer, heads, turn, turn + 1)
+            self._write(slots, *self._encoded(new_k, new_v), {})
             rows.turn[layer] = (turn + 1) % b
         else:
             stay = min(b, max(limit - n, 0))
+            k, v = self._stored(rows, layer, heads, b, k, v)
             old = [x[:, :b].roll(-turn, 1)[:, b - stay :] for x in (k, v)]
             self._drop(rows, layer, heads)
             rows.turn[layer] = 0
-            last = slice(max(n - limit, 0), n)
-            k, v = (torch.cat([x, y[:, last]], 1) for x, y in zip(old, (new_k, new_v), strict=True))
-            self.append(rows, layer, heads, k, v, {})
+            last = slice(b + max(n - limit, 0), b + n)
+            k, v = (torch.cat([x, y[:, last]], 1) for x, y in zip(old, (k, v), strict=True))
+            self._append(rows, layer, heads, k, v, {})
 
     def append(self, rows: Rows, layer: int, heads: tuple[int, ...], k: Tensor, v: Tensor, values: Values) -> None:
         """Store n more entries per row: k, v [R, n, head_dim], values of those n."""
+        self._append(rows, layer, heads, *self._encoded(k, v), values)
+
+    def _append(self, rows: Rows, layer: int, heads: tuple[int, ...], k: Tensor, v: Tensor, values: Values) -> None:
+        """The same, k and v as they are stored: [R, n, width]."""
         n = k.shape[1]
         b = int(rows.lens[layer, heads[0]])
         self._grow(rows, layer, heads, b, b + n)
@@ -155,9 +113,10 @@ class KVCache(Paging):
         slot = torch.where(lost < b, lost, 0)
         flat = table.gather(1, (slot // size)[:, None])[:, 0] * size + slot % size
         stay = (lost >= b)[:, None]
-        for plane, value in self._pairs(k, v, values):
-            target = self._flat(plane)
-            target.index_copy_(0, flat, torch.where(stay, target[flat], value[:, 0].to(target.dtype)))
+        for plane, value in self._pairs(*self._encoded(k, v), values):
+            target, here = self._flat(plane), flat.to(plane.device)
+            one = value[:, 0].to(plane.device, plane.dtype)
+            target.index_copy_(0, here, torch.where(stay.to(plane.device), target[here], one))
         rows.ordered[layer] = False
 
     def rebuild(
@@ -170,9 +129,10 @@ class KVCache(Paging):
         if not rows.ordered[layer]:
             kept = kept.gather(1, values[POSITION.name][..., 0].long().gather(1, kept).argsort(1))
         pick = _picker(kept)
+        k, v = self._stored(rows, layer, heads, int(rows.lens[layer, heads[0]]), k, v)
         k, v, values = pick(k), pick(v), {name: pick(value) for name, value in values.items()}
         self._drop(rows, layer, heads)
-        self.append(rows, layer, heads, k, v, values)
+        self._append(rows, layer, heads, k, v, values)
 
     def commit(
         self,
@@ -214,25 +174,14 @@ class KVCache(Paging):
 
     # Inside
 
-    def _gather(self, name: str, plane: Tensor, index: Tensor) -> Tensor:
-        width = plane.shape[1] * plane.shape[2]
-        need = index.shape[0] * width
-        if name not in self._scratch or self._scratch[name].numel() < need:
-            self._scratch.pop(name, None)
-            size = (need + need // 4) * plane.element_size()
-            self._scratch[name] = reserve(size, plane.device).tensor()[:size].view(plane.dtype)
-        return gather(plane, index, self._scratch[name][:need].view(index.shape[0], width))
-
-    @staticmethod
-    def _flat(plane: Tensor) -> Tensor:
-        return plane.view(-1, plane.shape[2])
-
     def _pairs(self, k: Tensor, v: Tensor, values: Values) -> list[tuple[Tensor, Tensor]]:
         return [(self.pool.k, k), (self.pool.v, v), *((self.pool.planes[n], x) for n, x in values.items())]
 
     def _write(self, slots: Tensor, k: Tensor, v: Tensor, values: Values) -> None:
+        """k, v: as they are stored. Values on the host wait for the device once (decision D8)."""
         for plane, value in self._pairs(k, v, values):
-            self._flat(plane).index_copy_(0, slots, value.reshape(slots.shape[0], -1).to(plane.dtype))
+            flat = value.reshape(slots.shape[0], -1).to(plane.device, plane.dtype)
+            self._flat(plane).index_copy_(0, slots.to(plane.device), flat)
 
 
 def _picker(kept: Tensor) -> Callable[[Tensor], Tensor]:

@@ -41,10 +41,10 @@ class HostSpace:
 
 
 class DeviceSpace:
-    """A plain allocation on an accelerator; it is given back as a whole when the pool goes."""
+    """A plain allocation on an accelerator, or pinned for it on the host; it goes as a whole with the pool."""
 
-    def __init__(self, size: int, device: torch.device):
-        self._bytes = torch.empty(size, dtype=torch.uint8, device=device)
+    def __init__(self, size: int, device: torch.device, *, pinned: bool = False):
+        self._bytes = torch.empty(size, dtype=torch.uint8, device="cpu" if pinned else device, pin_memory=pinned)
 
     def tensor(self) -> Tensor:
         return self._bytes
@@ -53,8 +53,9 @@ class DeviceSpace:
         """Nothing: ranges of one allocation cannot be returned."""
 
 
-def reserve(size: int, device: torch.device) -> HostSpace | DeviceSpace:
-    return HostSpace(size) if device.type == "cpu" else DeviceSpace(size, device)
+def reserve(size: int, device: torch.device, *, host: bool = False) -> HostSpace | DeviceSpace:
+    """host: on the host, pinned where the device is an accelerator."""
+    return HostSpace(size) if device.type == "cpu" else DeviceSpace(size, device, pinned=host)
 
 
 def trim(device: torch.device) -> None:

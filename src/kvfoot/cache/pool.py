@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kvfoot.cache.format import format_of
 from kvfoot.cache.memory import available, reserve
 from kvfoot.core.errors import PoolExhausted, UsageError
 from kvfoot.core.hooks import Plane
+from kvfoot.core.storage import PLAIN, Storage
 
 
 @dataclass
@@ -21,18 +23,24 @@ class Extent:
     stop: int
 
 
-def entry_widths(head_dim: int, dtype: torch.dtype, planes: Sequence[Plane] = ()) -> dict[str, int]:
-    """Bytes of an entry: of its key, its value and the planes' values."""
-    widths = {"k": head_dim * dtype.itemsize, "v": head_dim * dtype.itemsize}
-    return widths | {p.name: p.dtype.itemsize * p.width for p in planes}
+def entry_widths(
+    head_dim: int, dtype: torch.dtype, planes: Sequence[Plane] = (), storage: Storage = PLAIN
+) -> dict[str, int]:
+    """Bytes of an entry: of its key k, its value v (wherever they lie) and the planes' values."""
+    format_ = format_of(storage, head_dim, dtype)
+    one = format_.width * format_.dtype.itemsize
+    return {"k": one, "v": one} | {p.name: p.dtype.itemsize * p.width for p in planes}
 
 
 class Pool:
     """An arena of `pages` pages of `page_size` entries; an entry has a key, a value and the planes' values.
 
-    k, v: dtype [pages, page_size, head_dim]; planes[name]: [pages, page_size, width]. Lowest addresses go
-    first, in runs as long as there are, so that a row's pages tend to be neighbours. With `poison`, freed pages are
-    filled with NaN.
+    k, v: [pages, page_size, width] as `format` stores them, by default in the model's dtype with width head_dim; v lies
+    on the host where the storage says so. planes[name]: [pages, page_size, width]. Lowest addresses go first, in runs
+    as long as there are, so that a row's pages tend to be neighbours. With `poison`, freed pages are filled with NaN.
+
+    Bytes: entry_bytes, page_bytes, held_bytes and peak_bytes are those of the device; host_entry_bytes and so on what
+    the storage has put on the host.
     """
 
     def __init__(
@@ -46,23 +54,31 @@ class Pool:
         memory: int | None = None,
         pages: int | None = None,
         poison: bool = False,
+        storage: Storage = PLAIN,
     ):
-        """memory: bytes of the arena (default: all that the device has); pages: the same as a count."""
+        """memory: bytes of the arena on the device (default: all that it has); pages: the same as a count."""
         if page_size < 1:
             raise UsageError(f"page_size={page_size}: give at least 1 entry per page")
         self.device = torch.device(device)
         self.page_size, self.head_dim, self.dtype, self.poison = page_size, head_dim, dtype, poison
-        widths = entry_widths(head_dim, dtype, planes)
-        self.entry_bytes = sum(widths.values())
-        self.page_bytes = self.entry_bytes * page_size
-        self.pages = pages if pages is not None else (memory or available(self.device)) // self.page_bytes
+        self.storage, self.format = storage, format_of(storage, head_dim, dtype)
+        away = storage.values == "host"
+        widths = entry_widths(head_dim, dtype, planes, storage)
+        one = widths["k"]
+        self.host_entry_bytes = one if away else 0
+        self.kv_bytes = one if away else 2 * one  # of an entry's key and value, on the device
+        self.entry_bytes = sum(widths.values()) - self.host_entry_bytes
+        self.page_bytes, self.host_page_bytes = self.entry_bytes * page_size, self.host_entry_bytes * page_size
+        each = self.page_bytes + (self.host_page_bytes if self.device.type == "cpu" and memory is None else 0)
+        self.pages = pages if pages is not None else (memory or available(self.device)) // each
         if self.pages < 1:
             raise UsageError(f"a pool of {memory} bytes holds no page of {self.page_bytes} bytes: raise --kv-memory")
-        self._spaces = {n: reserve(self.pages * page_size * w, self.device) for n, w in widths.items()}
+        self._spaces = {
+            n: reserve(self.pages * page_size * w, self.device, host=away and n == "v") for n, w in widths.items()
+        }
         shape = (self.pages, page_size)
         raw = {n: s.tensor()[: self.pages * page_size * widths[n]] for n, s in self._spaces.items()}
-        self.k = raw["k"].view(dtype).view(*shape, head_dim)
-        self.v = raw["v"].view(dtype).view(*shape, head_dim)
+        self.k, self.v = (raw[n].view(self.format.dtype).view(*shape, self.format.width) for n in "kv")
         self.planes = {p.name: raw[p.name].view(p.dtype).view(*shape, p.width) for p in planes}
         self._plane_bytes = {n: w * page_size for n, w in widths.items()}
         self._refs = np.zeros(self.pages, np.int32)
@@ -81,6 +97,14 @@ class Pool:
     @property
     def peak_bytes(self) -> int:
         return self.peak * self.page_bytes
+
+    @property
+    def host_held_bytes(self) -> int:
+        return self.owned * self.host_page_bytes
+
+    @property
+    def host_peak_bytes(self) -> int:
+        return self.peak * self.host_page_bytes
 
     def require(self, pages: int) -> None:
         """Raise PoolExhausted unless `pages` more can be allocated."""
@@ -151,14 +175,22 @@ class Pool:
         else:
             self._free.insert(index, merged)
         if self.poison:
-            for plane in (self.k, self.v, *self.planes.values()):
-                plane[start:stop].fill_(float("nan") if plane.is_floating_point() else torch.iinfo(plane.dtype).min)
+            self.spoil(start, stop)
             return
         for name, space in self._spaces.items():
             size = self._plane_bytes[name]
             # The free neighbours belong to the same range: an operating system page may hold parts of both.
             low, high = max(merged.start * size, start * size - 65536), min(merged.stop * size, stop * size + 65536)
             space.give_back(low, high)
+
+    def spoil(self, start: int = 0, stop: int | None = None) -> None:
+        """Fill pages with NaN (in few bits: with bytes of 255, which make minimum and step NaN)."""
+        for plane in (self.k, self.v, *self.planes.values()):
+            low = 255 if plane.dtype == torch.uint8 else None
+            if plane.is_floating_point():
+                plane[start:stop].fill_(float("nan"))
+            else:
+                plane[start:stop].fill_(torch.iinfo(plane.dtype).min if low is None else low)
 
     def check(self, owners: Iterable[np.ndarray]) -> None:
         """Law 5: free + owned == all, and each page has as many references as rows that list it."""

@@ -7,6 +7,8 @@ before, s positions seen before. A query i of the pass is charged the b stored e
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.records import Footprint
@@ -22,6 +24,8 @@ class Pass:
 
     loaded: the same, pairs of a query and an entry that attention read, None where it read all that is stored.
     refreshed: [layers, kv_heads], a decode step of a reader: 1 where it chose anew, NaN in rows that it does not read.
+    side: bytes on the device that a reader holds beside the cache while the pass runs. counts: pairs to be added to
+    `loaded`, (layer, KV heads, int64 [R]), that only the device knows yet.
     """
 
     n: int
@@ -31,6 +35,19 @@ class Pass:
     scan: np.ndarray | None = None
     loaded: np.ndarray | None = None
     refreshed: np.ndarray | None = None
+    side: int = 0
+    counts: list[tuple[int, tuple[int, ...], Tensor]] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Fetch `counts` from the device: once a pass, when its layers are through."""
+        if not self.counts:
+            return
+        assert self.loaded is not None
+        found = torch.cat([count for _, _, count in self.counts]).tolist()
+        for layer, heads, count in self.counts:
+            self.loaded[layer, list(heads)] += found[: len(count)]
+            del found[: len(count)]
+        self.counts = []
 
     def pairs(self) -> int:
         """Pairs of a query and an entry that is stored while the query is processed, over all rows."""
@@ -40,12 +57,14 @@ class Pass:
 
 @dataclass
 class Trace:
-    """All passes of one sequence. entry_bytes: bytes stored per entry, planes included; dense_bytes: key and value."""
+    """All passes of one sequence. entry_bytes: bytes stored per entry on the device, planes included; dense_bytes: of a
+    key and a value in the model's dtype; host_bytes: stored per entry on the host."""
 
     geometry: Geometry
     entry_bytes: int
     dense_bytes: int
     passes: list[Pass] = field(default_factory=list)
+    host_bytes: int = 0
 
     def dense(self) -> int:
         """Pairs that full attention stores and reads: sum over passes and rows of n(n+1)/2 + n min(s, W - 1)."""
@@ -65,6 +84,10 @@ class Trace:
         """Pairs loaded; a scan of keys alone counts half."""
         scans = sum(float(p.scan.sum()) for p in self.passes if p.scan is not None)
         return sum(p.pairs() if p.loaded is None else int(p.loaded.sum()) for p in self.passes) + scans / 2
+
+    def side(self) -> int:
+        """Bytes x queries of what a reader holds beside the cache."""
+        return sum(p.side * (p.n + p.uncommitted) for p in self.passes)
 
     def strides(self) -> list[float]:
         """Decode steps per refresh of each layer, mean over the KV heads that are read; [] unless a reader ran.
@@ -97,11 +120,13 @@ class Trace:
         if not self.passes:
             return Footprint(0.0, 0.0, 0.0, 0.0)
         kv, dense = self.kv(), self.dense()
+        whole = dense * self.dense_bytes
         return Footprint(
             kv=kv / dense,
             peak=self.peak() / self.dense_peak(),
             read=self.read() / dense,
-            bytes=kv * self.entry_bytes / (dense * self.dense_bytes),
+            bytes=(kv * self.entry_bytes + self.side()) / whole,
+            host=kv * self.host_bytes / whole,
         )
 
 

@@ -70,7 +70,7 @@ def refreshkv(
     made = method.options()
     with console.status(f"{len(some)} texts of {length} tokens") as status:
         checks = record(
-            engine, some, every=every, steps=steps, query=made["query"], chunk=tokens,
+            engine, some, every=every, steps=steps, query=made["query"], prerope=made["prerope"], chunk=tokens,
             say=status.update,
         )  # fmt: skip
     told = {"texts": len(some), "files": names, "length": length, "steps": steps}

@@ -91,6 +91,7 @@ def run(
     engine = load(console, model, dtype=dtype, **where)
     if settings is not None:
         s.check(engine.geometry.identity, settings)
+    note_windows(console, engine, method, options)
     how = {"method": method, "options": options, "keep": keep, "budget": budget}
     how |= {"evict": evict, "chunk": tokens, "chat": chat}
     new = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
@@ -111,6 +112,21 @@ def check_method(
     find_method(method, options)
     Budget.of(keep, budget, evict)
     choose(backend)
+
+
+def note_windows(console: "Console", engine: "Engine", method: str, options: dict[str, Any]) -> None:
+    """Say once which layers a reader leaves alone: those whose window is what they always read."""
+    from kvfoot.core.reading import Reader
+
+    geometry = engine.geometry
+    some = geometry.layers - len(geometry.open_layers)
+    if some and isinstance(engine.method(method, options), Reader):
+        console.print(
+            f"note: {some} of {geometry.layers} layers have a window of their own and read it as always; "
+            f"{method} reads and refreshes the others",
+            style="yellow",
+            markup=False,
+        )
 
 
 def _generate(

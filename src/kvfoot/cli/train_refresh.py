@@ -27,6 +27,7 @@ def refresh(
     dtype: Annotated[str, Option(help="of the weights; products are bf16 on a GPU whatever it is")] = "float32",
     device: heads.Device = "auto",
     checkpointing: heads.Checkpointing = True,
+    shard: heads.Shard = False,
     save_every: heads.Save = 100,
     log_every: heads.Log = 10,
     tensorboard: heads.Board = None,
@@ -70,7 +71,7 @@ def refresh(
         passes = (4 if checkpointing else 3) - (1 if lora else 0)
         check_time(estimate(found.model, steps * batch * length, length, passes), yes, say)
     with world(found.model.device) as processes:
-        trainer = Refresh(found.model, options, processes)
+        trainer = Refresh(found.model, options, processes, batch if shard else None)
         how = RunOptions(
             out, batch, save_every, log_every, resume, checkpointing,
             data={"files": [path.name for path in files], "length": length}, model_name=model, revision=found.revision,

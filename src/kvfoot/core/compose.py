@@ -11,6 +11,7 @@ from kvfoot.core.errors import UsageError, did_you_mean
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import POSITION, Keep, Method, Needs, Plan, Plane, Seen
 from kvfoot.core.reading import Query, Read, Reader
+from kvfoot.core.storage import Storage
 
 PLUS = "+"
 SIZES = ("size", "read_keep")
@@ -62,6 +63,18 @@ class Over(Reader):
     def observers(self) -> int:
         return self.evictor.observers
 
+    @property
+    def storage(self) -> Storage:
+        return self.reader.storage
+
+    @property
+    def tokens(self) -> int:
+        return self.reader.tokens
+
+    @property
+    def unrotates(self) -> bool:
+        return self.reader.unrotates
+
     def fitted(self, geometry: Geometry) -> "Over":
         reader = self.reader.fitted(geometry)
         assert isinstance(reader, Reader)
@@ -76,7 +89,8 @@ class Over(Reader):
             self._check_later(plan.later)
         if any(plane is not POSITION for plane in plan.planes):
             raise UsageError(f"{self.name}: {self.evictor.name} watches every step, of which a reader shows it nothing")
-        return replace(plan, reads=self.reader.prepare(geometry, prompt, chunk, self._limits()).reads)
+        reading = self.reader.prepare(geometry, prompt, chunk, self._limits())
+        return replace(plan, reads=reading.reads, storage=reading.storage)
 
     def _check_later(self, later: Cut) -> None:
         """Raises UsageError unless the evictor leaves whole rows alone while decoding: those are read."""
@@ -86,9 +100,10 @@ class Over(Reader):
                 f"{self.name}: {self.evictor.name} evicts while decoding, under which a reader's slots would move: "
                 f"{cure} (snapkv, pyramidkv, adakv and keynorm with keep append what follows the prompt)"
             )
-        if self.verify or self.rectify:
-            name = "verify" if self.verify else "rectify"
-            raise UsageError(f"{self.name}: {name} takes tokens back, which {self.evictor.name}'s rows cannot")
+        if self.verify or self.rectify or self.tokens > 1:
+            name = "verify" if self.verify else "rectify" if self.rectify else self.reader.name
+            does = "takes tokens back" if self.verify or self.rectify else "corrects tokens"
+            raise UsageError(f"{self.name}: {name} {does}, which {self.evictor.name}'s rows cannot")
 
     def observe(self, seen: Seen) -> dict[str, Tensor]:
         return self.evictor.observe(seen)
@@ -110,6 +125,9 @@ class Over(Reader):
 
     def phase(self, step: int, n: int, size: int) -> str | None:
         return self.reader.phase(step, n, size)
+
+    def unseen(self, state: Any, query: Query, slots: Tensor) -> Tensor:
+        return self.reader.unseen(state, query, slots)
 
     def options(self) -> dict[str, Any]:
         """All options by their full names, as `compose` takes them."""
@@ -186,7 +204,8 @@ def compose(name: str, options: Mapping[str, Any], kinds: Mapping[str, type[Meth
         given[owners[0]][option] = value
     reader, evictor = build(reads, given[reads]), build(evicts, given[evicts])
     assert isinstance(reader, Reader)
-    return Over(verify=reader.verify, rectify=reader.rectify, reader=reader, evictor=evictor, **sizes)
+    shared = {name: getattr(reader, name) for name in ("verify", "rectify", "store")}
+    return Over(**shared, reader=reader, evictor=evictor, **sizes)
 
 
 def _number(name: str, key: str, value: Any) -> Any:

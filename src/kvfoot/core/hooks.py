@@ -16,6 +16,7 @@ from torch import Tensor
 from kvfoot.core.budget import Budget, Cut, PromptPass
 from kvfoot.core.errors import UsageError
 from kvfoot.core.geometry import Geometry
+from kvfoot.core.storage import PLAIN, Storage
 
 
 class Needs(Flag):
@@ -71,6 +72,7 @@ class Plan:
     band: Band | None = None
     reads: int | None = None
     """Entries per row that a decode step reads (core/reading.py); None: all that are stored."""
+    storage: Storage = PLAIN
 
     def spread(self, geometry: Geometry) -> "Plan":
         """A plan for the open layers as one for all layers."""

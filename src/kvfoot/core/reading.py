@@ -5,22 +5,41 @@ Shapes as in core/hooks.py: R rows of one layer and of equal length n, the newes
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from kvfoot.core.budget import Budget, PromptPass, split
 from kvfoot.core.errors import UsageError
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import Method, Plan, require
+from kvfoot.core.storage import Storage
+
+
+@dataclass(frozen=True)
+class Held:
+    """Copies of entries in the model's dtype, k and v [R, c, D]: near where the cache is coarse, or far away."""
+
+    k: Tensor
+    v: Tensor
+
+    def push(self, query: "Query") -> "Held":
+        """With the query's own entry at the end."""
+        return Held(torch.cat([self.k, query.key[:, None]], 1), torch.cat([self.v, query.value[:, None]], 1))
+
+    def last(self, count: int) -> "Held":
+        return Held(self.k[:, -count:], self.v[:, -count:])
 
 
 class Query(Protocol):
     """A token about to attend, its own entry stored already, in slot n - 1. What is asked for here is charged as read.
 
-    q: [R, H, D] and key: [R, D], its own, after RoPE. step: 0 for the prompt's last token, then 1, 2, ... size: entries
-    to read per row. newest: int64 [R, 1] on the device, n - 1. below: this step's state of the same heads in the next
-    lower layer that has one, None in the first.
+    q: [R, H, D], key and value: [R, D], its own, after RoPE. step: 0 for the prompt's last token, then 1, 2, ... size:
+    entries to read per row. past: tokens right before it that are read once more (`Reader.tokens`). newest: int64
+    [R, 1] on the device, n - 1. below: this step's state of the same heads in the next lower layer that has one, None
+    in the first.
 
     In a replayed step (`Reader.phase`) `n` and `step` are those of the recording: a reader may branch on them as its
     phase says, and takes numbers from `newest`.
@@ -30,10 +49,16 @@ class Query(Protocol):
     step: int
     n: int
     size: int
+    past: int
     q: Tensor
     key: Tensor
+    value: Tensor
     newest: Tensor
     below: Any
+
+    def unrotated(self) -> Tensor:
+        """q before RoPE, fp32 [R, H, D]: turned back, not kept (`Reader.unrotates`)."""
+        ...
 
     def logits(self) -> Tensor:
         """Scaled q k of all n entries, fp32 [R, H, n]: a pass over the keys."""
@@ -43,8 +68,12 @@ class Query(Protocol):
         """Their softmax."""
         ...
 
-    def keys(self) -> Tensor:
-        """Keys [R, n, D]: the same pass."""
+    def keys(self, last: int | None = None) -> Tensor:
+        """Keys [R, n, D]: the same pass; or those of the last few entries alone."""
+        ...
+
+    def hold(self, slots: Tensor) -> Held | None:
+        """Copies of the entries in slots int64 [R, c], to be read in their place; None where the cache is as near."""
         ...
 
     def earlier(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -64,12 +93,14 @@ class Read:
 
     refresh: the reader is to choose anew (a bool, or one on the device); it then reads what `Reader.refresh` answers,
     or everything where `full` is set. extra: entries' worth of other tensors that were read (page bounds), per row.
+    held: copies of just these entries, in this order.
     """
 
     slots: Tensor | None
     refresh: bool | Tensor = False
     full: bool = False
     extra: float = 0
+    held: Held | None = None
 
 
 @dataclass(frozen=True)
@@ -81,17 +112,19 @@ class Reader(Method):
 
     verify: the reader drafts that many tokens and one full pass checks them: greedy output is that of full attention
     (arXiv 2408.11049). rectify: every so many steps one full pass reads that many last tokens again and puts their
-    entries right (arXiv 2506.04108); the reader then starts anew. 0: neither.
+    entries right (arXiv 2506.04108); the reader then starts anew. 0: neither. store: bits of a number of a key or value
+    in the cache, 8 or 4 (cache/format.py), none for the model's dtype; what a reader holds itself stays in that.
     """
 
     verify: int = 0
     rectify: int = 0
+    store: int | None = None
 
     budgeted: ClassVar[bool] = False
     aligned: ClassVar[bool] = False
     """A slot that is chosen in one row is read in others: it has to be the same token's in all of them."""
-    share: ClassVar[int] = 8
-    """A prompt's entries are read one in `share` where neither keep nor budget is given."""
+    share: ClassVar[Fraction] = Fraction(1, 8)
+    """Of a prompt's entries so many are read where neither keep nor budget is given."""
     least: ClassVar[int] = 128
     lasting: ClassVar[bool] = True
     """A state is of use to later steps; otherwise to the layers above, in its own step alone."""
@@ -102,6 +135,28 @@ class Reader(Method):
         require(self.verify >= 0, f"{self.name}: verify={self.verify} is a number of tokens, 0 for none")
         require(self.rectify >= 0, f"{self.name}: rectify={self.rectify} is a number of steps, 0 for never")
         require(not (self.verify and self.rectify), f"{self.name}: verify leaves nothing to rectify: give one of them")
+        require(
+            self.store in (None, 8, 4), f"{self.name}: store={self.store}: 8 or 4 bits, or none for the model's dtype"
+        )
+        require(
+            not self.verify or self.storage.plain,
+            f"{self.name}: verify gives full attention's tokens, which a cache that is stored otherwise does not have: "
+            "leave out verify, or store and values",
+        )
+
+    @property
+    def storage(self) -> Storage:
+        return Storage(self.store)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a decode step: the newest, and those before it whose attention is corrected (see `unseen`)."""
+        return 1
+
+    @property
+    def unrotates(self) -> bool:
+        """Whether queries are asked for as they were before RoPE."""
+        return False
 
     def prepare(self, geometry: Geometry, prompt: int, chunk: int | None, budget: Budget) -> Plan:
         if budget.tokens is not None:
@@ -109,12 +164,13 @@ class Reader(Method):
         elif budget.keep is not None:
             size = max(1, round(budget.keep * prompt))
         else:
-            size = max(self.least, prompt // self.share)
+            size = max(self.least, int(prompt * self.share))
         if budget.tokens is not None and size > geometry.positions:
             raise UsageError(
                 f"budget={size}: {self.name} reads from a cache of the model's {geometry.positions} positions at most"
             )
-        return Plan(tuple(PromptPass(a, b) for a, b in split(prompt, chunk, 1)), reads=size)
+        passes = tuple(PromptPass(a, b) for a, b in split(prompt, chunk, 1))
+        return Plan(passes, reads=size, storage=self.storage)
 
     @abstractmethod
     def start(self, query: Query) -> Any:
@@ -134,3 +190,11 @@ class Reader(Method):
     def refresh(self, state: Any, query: Query) -> tuple[Any, Tensor]:
         """The state after a step that chooses anew, and the slots int64 [R, c] that it reads unless it reads all."""
         raise TypeError(f"{self.name} has nothing to refresh")
+
+    def unseen(self, state: Any, query: Query, slots: Tensor) -> Tensor:
+        """bool [R, past, c]: what of slots int64 [R, c], that the query reads, an earlier token is to read too.
+
+        Asked of the state that `read` was given, where `tokens` > 1 and the query does not read everything. The tokens
+        are the `past` ones right before the query, oldest first; what they have read before is joined with it.
+        """
+        raise TypeError(f"{self.name} corrects nothing")

@@ -13,21 +13,30 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Footprint:
-    """Fractions of full attention (decision D6): stored pairs, peak entries, pairs read, stored bytes."""
+    """Fractions of full attention (decision D6): stored pairs, peak entries, pairs read, bytes on the device, those on
+    the host."""
 
     kv: float
     peak: float
     read: float
     bytes: float
+    host: float = 0.0
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, from the pool: held after the prompt, at the worst moment; and the dense cache of the same prompts."""
+    """Bytes, from the pool: held after the prompt, at the worst moment; and the dense cache of the same prompts.
+
+    host_held_bytes, host_peak_bytes: the same of what was put on the host. side_bytes: the most that readers held
+    beside the pool, on the device: partial caches, bounds, indices.
+    """
 
     held_bytes: int
     peak_bytes: int
     dense_bytes: int
+    host_held_bytes: int = 0
+    host_peak_bytes: int = 0
+    side_bytes: int = 0
 
 
 @dataclass(frozen=True)

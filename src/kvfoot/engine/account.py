@@ -36,9 +36,18 @@ def record(
         for s in sequences
     ]
     dense = geometry.rows * geometry.entry_bytes(pool.dtype.itemsize) * sum(s.prompt for s in sequences)
+    held = clock.held if clock.prefill is not None else pool.held_bytes
+    memory = Memory(
+        held_bytes=held,
+        peak_bytes=pool.peak_bytes,
+        dense_bytes=dense,
+        host_held_bytes=held // pool.page_bytes * pool.host_page_bytes,
+        host_peak_bytes=pool.host_peak_bytes,
+        side_bytes=sum(max((p.side for p in s.trace.passes), default=0) for s in sequences),
+    )
     return RunRecord(
         footprint=mean([s.footprint for s in each]) if each else Footprint(0, 0, 0, 0),
-        memory=Memory(clock.held if clock.prefill is not None else pool.held_bytes, pool.peak_bytes, dense),
+        memory=memory,
         timings=clock.timings(),
         tokens={"prompt": sum(s.prompt for s in each), "generated": sum(s.generated for s in each)},
         config=config,

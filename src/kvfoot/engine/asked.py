@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvfoot.core.reading import Held
+
 
 class Asked:
     """A `core.reading.Query` whose row lengths are on the device: `n` and `step` are those of the recording."""
@@ -17,6 +19,7 @@ class Asked:
         size: int,
         q: Tensor,
         key: Tensor,
+        value: Tensor,
         newest: Tensor,
         table: Tensor,
         scale: float,
@@ -24,7 +27,7 @@ class Asked:
     ):
         """newest: int64 [R, 1]; table: page numbers, int32 [R, P]; k_pages: the arena's keys."""
         self.layer, self.step, self.n, self.size, self.q, self.key = layer, step, n, size, q, key
-        self.newest = newest
+        self.value, self.newest, self.past = value, newest, 0
         self.below: Any = None
         self.weights: Tensor | None = None
         self._table, self._scale, self._pages = table, scale, k_pages
@@ -52,5 +55,11 @@ class Asked:
         s = torch.bmm(self.q.float() * self._scale, keys.masked_fill(absent, 0).mT)
         return s.masked_fill(absent.mT, -torch.inf)
 
-    def keys(self) -> Tensor:
+    def hold(self, slots: Tensor) -> Held | None:
+        return None
+
+    def unrotated(self) -> Tensor:
+        raise TypeError("a replayed step has no queries before RoPE: `phase` has to say None")
+
+    def keys(self, last: int | None = None) -> Tensor:
         raise TypeError("a replayed step has no keys of all entries: `phase` has to say None")

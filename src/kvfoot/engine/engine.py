@@ -217,7 +217,8 @@ class Engine:
             space, room = free(self.device), workspace(self.model.config, self.geometry, plans, self.dtype.itemsize)
             memory = pool_bytes(memory, space, room)
             if exact:
-                entry = sum(entry_widths(self.geometry.head_dim, self.dtype, planes).values())
+                widths = entry_widths(self.geometry.head_dim, self.dtype, planes, plans[0].storage)
+                entry = sum(widths.values()) - (widths["v"] if plans[0].storage.values == "host" else 0)
                 check_fits(pages, entry * self.page_size, room, space)
         pool = Pool(
             self.geometry.head_dim,
@@ -228,6 +229,7 @@ class Engine:
             memory=memory,
             pages=pages if exact else None,
             poison=self.poison,
+            storage=plans[0].storage,
         )
         pool.require(pages)
         record = cuda_recorder(self.device) if self.graph is True else self.graph or None

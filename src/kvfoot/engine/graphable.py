@@ -22,6 +22,8 @@ def why_eager(method: Method, plan: Plan) -> str | None:
         return "it turns every stored key to its rank anew"
     if method.needs & ~OBTAINED:
         return f"it needs {method.needs & ~OBTAINED}, which a replayed step does not obtain"
+    if not plan.storage.plain:
+        return "its cache is stored in few bits, or on the host"
     if isinstance(method, Reader):
         if method.verify or method.rectify:
             return f"{'verify' if method.verify else 'rectify'} reads tokens again"

@@ -18,6 +18,12 @@ def check_method(method: Method) -> None:
     replay = next((name for name in ("verify", "rectify") if getattr(method, name, 0)), None)
     if replay is not None:
         raise UsageError(f"{method.name}: {replay} reads tokens again, generate() reads them once: use kvfoot.Engine")
+    if getattr(method, "tokens", 1) > 1:
+        raise UsageError(
+            f"{method.name} reads tokens again to correct them, generate() reads them once: use kvfoot.Engine"
+        )
+    if getattr(method, "unrotates", False):
+        raise UsageError(f"{method.name}: prerope=true needs the model's own RoPE beside generate(): use kvfoot.Engine")
     if getattr(method, "patch", False):
         raise UsageError(f"{method.name}: patch=true adds tokens to a pass, generate() has its own: use kvfoot.Engine")
 

@@ -89,8 +89,8 @@ class Lists:
         for place, state in states.items():
             _copy(self.states[place], state)
 
-    def attend(self, layer: int, kind: str, q: Tensor, key: Tensor, scale: float) -> State:
-        """q [R, H, D] and key [R, D] of the new tokens, stored already. The states move on by a step."""
+    def attend(self, layer: int, kind: str, q: Tensor, key: Tensor, value: Tensor, scale: float) -> State:
+        """q [R, H, D], key and value [R, D] of the new tokens, stored already. The states move on by a step."""
         b, pool = self.buffers, self.cache.pool
         table, lens = b.tables[layer], b.words["lens"][layer]
         newest = (lens[:, None] - 1).clamp(min=0)
@@ -98,8 +98,8 @@ class Lists:
         for place in (p for p in self.states if p[1] == layer):
             size, own = self.sequences[place[0]].plan.reads or 0, self._rows[place]
             n = max(int(self.sequences[place[0]].rows.lens[layer, place[2][0]]), size) + 1
-            mine, own_key, last, pages = (_take(x, own) for x in (q, key, newest, table))
-            query = Asked(layer, self.steps[kind], n, size, mine, own_key, last, pages, scale, pool.k)
+            of = [_take(x, own) for x in (q, key, value, newest, table)]
+            query = Asked(layer, self.steps[kind], n, size, of[0], of[1], of[2], of[3], of[4], scale, pool.k)
             query.below = self._below(place)
             state, chosen = self.method.read(self.states[place], query)
             asked[place] = query, state, chosen
@@ -204,6 +204,8 @@ class Lists:
             read = n if cost.read is None else cost.read
             p.loaded[layer, own] = (n if cost.full else cost.renewed) if refreshed else read
             p.refreshed[layer, own] = refreshed
+            if not self.method.lasting:  # what it holds, not what it will use
+                ledger.sequences[b].reading[layer, heads] = self._now[b, layer, heads]
             p.scan[layer, own] += (n if refreshed else 0) + 2 * cost.extra
 
 
@@ -216,7 +218,7 @@ def _mapped(state: Any, change: Any) -> Any:
     if isinstance(state, Tensor):
         return change(state)
     if is_dataclass(state) and not isinstance(state, type):
-        return replace(state, **{f.name: change(getattr(state, f.name)) for f in fields(state)})
+        return replace(state, **{f.name: _mapped(getattr(state, f.name), change) for f in fields(state)})
     return state
 
 

@@ -8,6 +8,8 @@ from kvfoot.attention.backend import Backend
 from kvfoot.cache.kv import KVCache
 from kvfoot.cache.trace import Pass, triangle
 from kvfoot.core.hooks import POSITION, Needs, Seen
+from kvfoot.core.reading import Reader
+from kvfoot.engine.reading import state_bytes
 from kvfoot.engine.span import Span
 
 
@@ -17,6 +19,8 @@ def begin_pass(span: Span) -> None:
     before = sequence.rows.lens.copy()
     span.due = None if span.cut is None else span.cut.due(before, span.n)
     passed = Pass(span.n, sequence.rows.seen, before, span.patch, scan(span, before))
+    if isinstance(sequence.method, Reader):
+        passed.side = state_bytes([*sequence.reading.values(), *sequence.past.values()])
     if span.reads or span.begins:
         passed.scan = np.zeros(before.shape)
     if span.reads:

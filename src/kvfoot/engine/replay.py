@@ -19,11 +19,19 @@ if TYPE_CHECKING:
 
 def check(method: Method, geometry: Geometry, sampling: Sampling) -> None:
     """Raises UsageError where tokens cannot be read again, or drafts would not be what sampling gives."""
-    if not isinstance(method, Reader) or not (method.verify or method.rectify):
+    if not isinstance(method, Reader):
         return
     name = "verify" if method.verify else "rectify"
-    if any(geometry.windows):
+    windowed = any(geometry.windows)
+    if windowed and (method.verify or method.rectify):
         raise UsageError(f"{method.name}: {name} takes tokens back, which layers with a window of their own cannot do")
+    if windowed and method.tokens > 1:
+        raise UsageError(f"{method.name} corrects tokens, which layers with a window of their own cannot do: use quest")
+    if windowed and method.storage.values == "host":
+        raise UsageError(
+            f"{method.name}: values=host: layers with a window of their own would fetch theirs every step: "
+            "leave values on the device"
+        )
     if method.verify and sampling.temperature > 0:
         raise UsageError(f"{method.name}: verify checks greedy drafts: set temperature=0, or verify=0")
 

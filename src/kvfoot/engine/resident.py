@@ -187,7 +187,7 @@ class Resident:
         scope = self.scopes[layer]
         weights = None
         if self.lists is not None and not windowed:
-            state = self.lists.attend(layer, self.kind, q, k, call.scale)
+            state = self.lists.attend(layer, self.kind, q, k, v, call.scale)
         else:
             width = len(scope.entry) if scope is not None and self.method.needs & SCORED else 0
             state, weights = self.backend.paged(

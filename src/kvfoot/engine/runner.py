@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Literal
 
@@ -65,22 +65,21 @@ class Runner:
     def open(self, tokens: list[int], method: Method, plan: Plan, sampling: Sampling, index: int) -> Sequence:
         pool, geometry = self.cache.pool, self.cache.geometry
         dense = geometry.entry_bytes(pool.dtype.itemsize)
-        entry = dense + sum(p.dtype.itemsize * p.width for p in plan.planes)
+        entry = pool.kv_bytes + sum(p.dtype.itemsize * p.width for p in plan.planes)
         return Sequence(
             tokens=list(tokens),
             prompt=len(tokens),
             rows=self.cache.open(),
             method=method,
             plan=plan,
-            trace=Trace(geometry, entry, dense),
+            trace=Trace(geometry, entry, dense, host_bytes=pool.host_entry_bytes),
             generator=sampling.generator(index),
             promised=np.zeros((geometry.layers, geometry.kv_heads), np.int64),
         )
 
     def fork(self, sequence: Sequence, sampling: Sampling, index: int) -> Sequence:
         """A second sequence that goes on from the same kept cache, with its own copy of the trace."""
-        trace = Trace(sequence.trace.geometry, sequence.trace.entry_bytes, sequence.trace.dense_bytes)
-        trace.passes = list(sequence.trace.passes)
+        trace = replace(sequence.trace, passes=list(sequence.trace.passes))
         twin = Sequence(
             tokens=list(sequence.tokens),
             prompt=sequence.prompt,
@@ -94,6 +93,7 @@ class Runner:
         )
         twin.later, twin.rows_promised = sequence.later, sequence.rows_promised
         twin.reading, twin.begun = dict(sequence.reading), sequence.begun
+        twin.past, twin.recent = dict(sequence.past), list(sequence.recent)
         return twin
 
     def prefill(self, sequence: Sequence, index: int = 0) -> Tensor:
@@ -124,7 +124,7 @@ class Runner:
 
     def step(self, spans: list[Span]) -> Step:
         """A pass over these spans."""
-        if self.rotation is None and any(span.renumbered for span in spans):
+        if self.rotation is None and any(span.renumbered or span.unrotates for span in spans):
             self.rotation = Rotation(self.model)
         return Step(self.cache, self.backend, spans, self.rotation)
 

@@ -18,7 +18,9 @@ class Sequence:
     """tokens: prompt, then what was generated. promised: int64 [layers, kv_heads], what the plan lets it hold.
 
     later: the cut after every pass that follows the prompt. rows_promised: each row is, not only a layer's sum.
-    reading: a reader's state by layer and KV heads. begun: tokens seen when it was made, None before.
+    reading: a reader's state by layer and KV heads. begun: tokens seen when it was made, None before. past: what the
+    last tokens have attended to, by the same (engine/correct.py). recent: the last tokens that were read, where the
+    reader reads them once more.
     """
 
     tokens: list[int]
@@ -36,6 +38,8 @@ class Sequence:
     rows_promised: bool = True
     reading: dict[tuple[int, tuple[int, ...]], Any] = field(default_factory=dict)
     begun: int | None = None
+    past: dict[tuple[int, tuple[int, ...]], Any] = field(default_factory=dict)
+    recent: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.later, self.rows_promised = self.plan.later, not self.plan.ragged

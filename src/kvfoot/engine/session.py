@@ -144,6 +144,10 @@ class Session:
         from kvfoot.engine.saved import save
 
         self._check("save", "save")
+        if not self.base.plan.storage.plain:
+            raise UsageError(
+                "a cache stored in few bits or on the host has no file yet: save one without store and values"
+            )
         save(self, Path(path))
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ class Span:
     due: bool [layers, kv_heads], rows from which the cut takes something.
     reads: a reader chooses what this token attends to. begins: the last pass of its prompt, after which it can.
     dense: neither, although it may be one token: everything is read and no state is made. anew: begins once more.
+    past: tokens right before it, at packed[start - past:start), that are stored and read once more (engine/correct.py).
     """
 
     sequence: Sequence
@@ -34,12 +35,15 @@ class Span:
     begins: bool = False
     dense: bool = False
     anew: bool = False
+    past: int = 0
 
     def __post_init__(self) -> None:
         sequence = self.sequence
         if isinstance(sequence.method, Reader) and not self.dense:
             self.reads = self.n == 1 and sequence.begun is not None and not self.anew
             self.begins = not self.reads and sequence.rows.seen + self.n >= sequence.prompt
+            if self.reads:
+                self.past = min(sequence.method.tokens, sequence.steps) - 1
 
     @property
     def n(self) -> int:
@@ -53,6 +57,11 @@ class Span:
     @property
     def renumbered(self) -> bool:
         return Needs.PRE_ROPE in self.sequence.method.needs
+
+    @property
+    def unrotates(self) -> bool:
+        method = self.sequence.method
+        return isinstance(method, Reader) and method.unrotates
 
     @property
     def appends(self) -> bool:

@@ -19,6 +19,7 @@ from kvfoot.attention.state import Ragged
 from kvfoot.cache.kv import KVCache
 from kvfoot.core.errors import NotFinite, UsageError
 from kvfoot.core.hooks import POSITION, Keep
+from kvfoot.core.reading import Reader
 from kvfoot.engine import reading
 from kvfoot.engine.look import ask, begin_pass, look
 from kvfoot.engine.span import Block, Heads, Span
@@ -46,7 +47,11 @@ class Step:
         Raises NotFinite where the logits or a layer's attention are NaN or infinite, naming the layer.
         """
         device = self.cache.pool.device
-        positions = [0 if s.renumbered else s.sequence.rows.seen + i for s in self.spans for i in range(s.n + s.patch)]
+        if any(span.past for span in self.spans):
+            tokens = self._widen(tokens)
+        positions = [
+            0 if s.renumbered else s.sequence.rows.seen + i for s in self.spans for i in range(-s.past, s.n + s.patch)
+        ]
         last = torch.tensor(range(len(tokens)) if every else [s.stop - 1 for s in self.spans], device=device)
         output = model(
             input_ids=torch.tensor([list(tokens)], device=device),
@@ -55,6 +60,10 @@ class Step:
             use_cache=True,
             logits_to_keep=last,
         )
+        for span in self.spans:
+            if isinstance(span.sequence.method, Reader) and span.sequence.method.tokens > 1:
+                recent = span.sequence.recent + list(tokens[span.start : span.stop])
+                span.sequence.recent = recent[1 - span.sequence.method.tokens :]
         self.done()
         logits = output.logits[0].float()
         if not bool(torch.isfinite(logits).all() & torch.isfinite(torch.stack(self.checks)).all()):
@@ -65,6 +74,7 @@ class Step:
         """All layers have been through `attend`."""
         for span in self.spans:
             span.sequence.rows.seen += span.n
+            span.sequence.trace.passes[-1].settle()
             if span.begins:
                 span.sequence.begun = span.sequence.rows.seen
 
@@ -86,15 +96,25 @@ class Step:
             elif span.reads:
                 if span.cut is not None:
                     self._attend(part, span, ruled=True)
-                reading.read(self.cache, self.backend, span, part)
+                reading.read(self.cache, self.backend, span, part, self.rotation)
             elif not span.appends:
                 self._attend(part, span)
                 if span.begins:
-                    reading.begin(self.cache, self.backend, span, part)
+                    reading.begin(self.cache, self.backend, span, part, self.rotation)
         # torch's CPU kernel takes a query whose logits are all NaN for a masked one and answers 0: look at q and k too.
         parts = (call.q, call.k, part.out)
         self.checks.append(torch.stack([x.sum(dtype=torch.float32) for x in parts]).sum())
         return part.out.view(1, part.out.shape[0], -1, part.out.shape[3])
+
+    def _widen(self, tokens: Spans[int]) -> list[int]:
+        """The packed tokens with those that are read once more, each before its span."""
+        found: list[int] = []
+        for span in self.spans:
+            own = tokens[span.packed]
+            found += span.sequence.recent[len(span.sequence.recent) - span.past :]
+            span.start, span.stop = len(found), len(found) + span.n
+            found += own
+        return found
 
     def _decode(self, part: Heads, spans: Spans[Span]) -> None:
         """Spans of one token that only append: stored first, then one attention over all their rows, ragged or not."""

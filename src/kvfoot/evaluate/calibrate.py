@@ -25,6 +25,7 @@ from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.span import Span
 from kvfoot.engine.step import Step
 from kvfoot.models.bridge import Call
+from kvfoot.models.rotation import Rotation
 
 GRID = np.linspace(-1, 1, 401)
 """Thresholds that are tried: steps of 0.005."""
@@ -66,11 +67,16 @@ def record(
     every: int,
     steps: int,
     query: str = "mean",
+    prerope: bool = False,
     chunk: int | None = 512,
     say: Callable[[str], None] = lambda line: None,
 ) -> Checks:
-    """texts: token ids, of which the last `steps` stand for what is generated. Raises UsageError for one too short."""
+    """texts: token ids, of which the last `steps` stand for what is generated. Raises UsageError for one too short.
+
+    query, prerope: what is compared, as in methods/read/refreshkv.py.
+    """
     geometry, found = engine.geometry, []
+    rotation = Rotation(engine.model) if prerope else None
     if not geometry.open_layers:
         raise UsageError("every layer of this model has a window of its own: refreshkv has nothing to refresh")
     full = find_method("full")
@@ -84,7 +90,8 @@ def record(
         sequence = runner.open(tokens, full, plan, Sampling(), 0)
         heard: dict[int, list[Tensor]] = {}
         for a, b in split(len(tokens), chunk, 1):
-            step = _Listening(runner, [Span(sequence, 0, b - a, None)], [p - a for p in places if a <= p < b], heard)
+            own = [p - a for p in places if a <= p < b]
+            step = _Listening(runner, [Span(sequence, 0, b - a, None)], own, heard, rotation)
             step.forward(runner.model, tokens[a:b])
         runner.cache.release(sequence.rows)
         found.append(np.stack([_cosines(torch.cat(heard[i]), query) for i in geometry.open_layers]))
@@ -130,24 +137,40 @@ def _rounded(values: np.ndarray) -> list[float]:
     return [round(float(x), 4) for x in values]
 
 
-def _cosines(q_cGD: Tensor, query: str) -> np.ndarray:
-    """[c, c] of mean queries per KV head; "kv_head": the least over heads, since one that differs is enough."""
-    compared = q_cGD.mean(1, keepdim=True) if query == "mean" else q_cGD
+def _cosines(q_cGHD: Tensor, query: str) -> np.ndarray:
+    """[c, c] of queries; "kv_head": the least over KV heads, since one that differs is enough."""
+    if query == "concat":
+        compared = q_cGHD.flatten(1)[:, None]
+    else:
+        compared = q_cGHD.mean(2) if query == "kv_head" else q_cGHD.mean((1, 2))[:, None]
     unit = torch.nn.functional.normalize(compared, dim=-1)
     found: np.ndarray = torch.einsum("cgd,egd->gce", unit, unit).amin(0).numpy()
     return found
 
 
 class _Listening(Step):
-    """A pass that remembers, layer by layer, mean queries per KV head [places, G, D] fp32 at some of its tokens."""
+    """A pass that remembers, layer by layer, the queries [places, G, H, D] fp32 at some of its tokens.
 
-    def __init__(self, runner: Runner, spans: list[Span], places: list[int], heard: dict[int, list[Tensor]]):
-        super().__init__(runner.cache, runner.backend, spans)
+    rotation: by which they are turned back to what they were before RoPE, None where they are not.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        spans: list[Span],
+        places: list[int],
+        heard: dict[int, list[Tensor]],
+        rotation: Rotation | None,
+    ):
+        super().__init__(runner.cache, runner.backend, spans, rotation)
         self.places, self.heard = places, heard
 
     def attend(self, call: Call) -> Tensor:
         geometry = self.cache.geometry
         if self.places:
-            q_GHnD = call.q[0].unflatten(0, (geometry.kv_heads, geometry.group))[:, :, self.places]
-            self.heard.setdefault(call.layer, []).append(q_GHnD.float().mean(1).transpose(0, 1).cpu().clone())
+            q_GHnD = call.q[0].unflatten(0, (geometry.kv_heads, geometry.group))[:, :, self.places].float()
+            if self.rotation is not None:
+                seen = self.spans[0].sequence.rows.seen
+                q_GHnD = self.rotation.back(call.layer, q_GHnD, [seen + place for place in self.places])
+            self.heard.setdefault(call.layer, []).append(q_GHnD.permute(2, 0, 1, 3).cpu().clone())
         return super().attend(call)

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from kvfoot.core.budget import Cut
+from kvfoot.core.errors import UsageError
+from kvfoot.core.hooks import Method
+from kvfoot.core.reading import Reader
 from kvfoot.engine.runner import Runner
 from kvfoot.engine.sequence import Sequence
 from kvfoot.engine.span import Span
@@ -37,8 +40,16 @@ class _EveryToken:
         return output
 
 
+def check_replay(method: Method) -> None:
+    """Raises UsageError for a method that reads tokens again: tokens that are given are read once."""
+    if isinstance(method, Reader) and (method.verify or method.rectify):
+        name = "verify" if method.verify else "rectify"
+        raise UsageError(f"{method.name}: {name} reads tokens again, an evaluation reads them once: use kvfoot run")
+
+
 def steps_at_decode(sequence: Sequence) -> bool:
     """Whether the tokens after the prompt have to be fed one by one."""
+    check_replay(sequence.method)
     return sequence.later is not None or sequence.method.category not in APPENDING
 
 

@@ -13,6 +13,7 @@ from kvfoot.core.reading import Reader
 from kvfoot.core.registry import method as find_method
 from kvfoot.core.registry import methods as all_methods
 from kvfoot.core.results import Cell
+from kvfoot.evaluate.forced import check_replay
 from kvfoot.evaluate.protocol import Task
 
 BUDGETS = ("keep", "budget")
@@ -105,6 +106,7 @@ class Sweep:
         found: list[Variant] = []
         for text, name, options in chosen:
             base = find_method(name, options)
+            check_replay(base)
             reader = isinstance(base, Reader) and not isinstance(base, Over)
             takes = BUDGETS if base.budgeted else [*BUDGETS, *_options(name)] if reader else _options(name)
             own = [k for k in self.knobs if k in takes]

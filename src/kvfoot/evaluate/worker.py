@@ -12,6 +12,7 @@ from kvfoot.engine.account import record
 from kvfoot.engine.clock import Clock
 from kvfoot.engine.engine import Engine
 from kvfoot.engine.prompts import text as decoded
+from kvfoot.engine.replay import check
 from kvfoot.engine.runner import Runner
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence as Running
@@ -86,6 +87,7 @@ class Worker:
 
     def member(self, variant: Variant, a: Asked) -> Member:
         method = self.engine.method(variant.method)
+        check(method, self.engine.geometry, Sampling())
         return Member(method, self.engine.plan(method, variant.budget, len(a.prompt), self.sweep.chunk, a.room))
 
     def _share(self, job: Job, places: tuple[int, ...], asked: dict[int, Asked], put: Sink) -> None:
@@ -197,10 +199,15 @@ class Worker:
         found = record(runner, [sequence], clock, config, engine.revision, self.sweep.seed)
         page, size = sequence.trace.entry_bytes, engine.page_size
         held = sequence.held if sequence.held is not None else sequence.rows.lens
+        entries = int((-(-held // size)).sum()) * size
+        most = max(int((-(-(p.before + p.n) // size)).sum()) for p in sequence.trace.passes) * size
         memory = Memory(
-            held_bytes=int((-(-held // size)).sum()) * size * page,
-            peak_bytes=max(int((-(-(p.before + p.n) // size)).sum()) for p in sequence.trace.passes) * size * page,
+            held_bytes=entries * page,
+            peak_bytes=most * page,
             dense_bytes=found.memory.dense_bytes,
+            host_held_bytes=entries * sequence.trace.host_bytes,
+            host_peak_bytes=most * sequence.trace.host_bytes,
+            side_bytes=found.memory.side_bytes,
         )
         each = 1e3 * _mean(lane.seconds) if lane.seconds else None
         return replace(found, memory=memory, timings=Timings(k.seconds, k.seconds, each))

@@ -1,6 +1,7 @@
 """The model's own RoPE, applied by the engine: for methods that renumber positions (PRE_ROPE, decision D3)."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,6 +46,15 @@ class Rotation:
         else:
             cos, sin = (table[0][ranks] for table in self._table(kind, x, ranks.shape[1]))
         turned: Tensor = self.apply(x, x[:, :0], cos, sin)[0]  # turns two tensors: of the second, no head
+        return turned
+
+    def back(self, layer: int, x: Tensor, positions: Sequence[int]) -> Tensor:
+        """x [R, heads, T, D], whose T tokens were rotated to these positions, as it was before; an amplitude stays."""
+        if not self.rotated[layer]:
+            return x
+        kind = "" if self.kinds is None else self.kinds[layer]
+        cos, sin = (table[:, list(positions)] for table in self._table(kind, x, max(positions) + 1))
+        turned: Tensor = self.apply(x, x[:, :0], cos, -sin)[0]
         return turned
 
     def _table(self, kind: str, x: Tensor, size: int) -> tuple[Tensor, Tensor]:

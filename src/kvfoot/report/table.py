@@ -53,6 +53,8 @@ def summary(record: RunRecord) -> RenderableType:
             f"peak {size(memory.peak_bytes)}",
             f"dense {size(memory.dense_bytes)}",
         ],
+        "host memory": [f"held {size(memory.host_held_bytes)}", f"peak {size(memory.host_peak_bytes)}"],
+        "beside it": [size(memory.side_bytes)],
         "time": [
             f"prefill {seconds(timings.prefill_s)}",
             f"first token {seconds(timings.ttft_s)}",
@@ -60,6 +62,9 @@ def summary(record: RunRecord) -> RenderableType:
         ],
         "tokens": [f"prompt {record.tokens['prompt']:,}", f"generated {record.tokens['generated']:,}{sequences}"],
     }
+    for name, count in (("host memory", memory.host_peak_bytes), ("beside it", memory.side_bytes)):
+        if not count:
+            del rows[name]
     for name, cells in rows.items():
         grid.add_row(Text(name, "bold"), *cells)
     how = f"{title(record)}, {config['model']}, {config['dtype']} on {record.device['type']}"

@@ -20,7 +20,7 @@ from kvfoot.train.passes import checkpointed, hidden, nll
 from kvfoot.train.run import Listener, RunOptions, _append, _cut_log
 from kvfoot.train.state import load_optimizer, load_state, optimizer_tensors, save_state
 from kvfoot.train.twopart import TwoPart
-from kvfoot.train.world import World
+from kvfoot.train.world import World, clip, divide, divided, gather, shard, whole
 
 MISSES = 1000
 """Rows in a row that were not of one document before the texts are called too short."""
@@ -92,16 +92,26 @@ class Single:
 class Refresh:
     """The trainer: `step` is one update from a batch of rows; `model` is changed in place."""
 
-    def __init__(self, model: Any, options: RefreshOptions, world: World):
-        self.model, self.options, self.world = model, options, world
+    def __init__(self, model: Any, options: RefreshOptions, world: World, rows: int | None = None):
+        """rows: of a step, where the layers' weights are to be divided among the processes (FSDP2), else None."""
+        self.model, self.options, self.world, self.sharded = model, options, world, rows is not None
         self.mixed = TwoPart(options.tail, options.size, options.kernel)
         self.adapted = _adapt(model, options) if options.lora else None
         if not options.lora:
             model.requires_grad_(True)
         model.eval()
+        if rows is not None:
+            shard(model, world, rows)
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        groups = [{"params": list(self.weights.values()), "lr": options.rate, "weight_decay": options.decay}]
+        every = list(self.weights.values())
+        parts = [[i for i, p in enumerate(every) if divided(p) == kind] for kind in (False, True)]
+        groups = [
+            {"params": [every[i] for i in part], "lr": options.rate, "weight_decay": options.decay}
+            for part in parts
+            if part
+        ]
         self.optimizer = torch.optim.AdamW(groups)
+        self.numbers = [i for part in parts for i in part]  # of the optimizer's parameters among the weights
 
     def step(self, step: int, rows: list[Row]) -> dict[str, float]:
         """rows: the whole batch, of which this process computes its share. The numbers are the whole batch's."""
@@ -121,8 +131,9 @@ class Refresh:
         for p in self.weights.values():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        self.world.sum_(total, *(p.grad for p in self.weights.values() if p.grad is not None))
-        norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), o.clip or float("inf"))
+        gradients = [p.grad for p in self.weights.values() if p.grad is not None]
+        self.world.sum_(total, *(x for x in gradients if not divided(x)))
+        norm = clip(gradients, o.clip or float("inf"), self.world)
         for group in self.optimizer.param_groups:
             group["lr"] = o.at(step)
         self.optimizer.step()
@@ -130,16 +141,33 @@ class Refresh:
         return {"loss": loss, "tail": tail_loss, "rate": o.at(step), "norm": float(norm)}
 
     def tensors(self) -> dict[str, Tensor]:
-        return {f"weight.{name}": p for name, p in self.weights.items()} | optimizer_tensors(self.optimizer)
+        """Whole, wherever their parts are: every process has to ask."""
+        found = {f"weight.{name}": p for name, p in self.weights.items()}
+        for key, x in optimizer_tensors(self.optimizer).items():
+            part, number, name = key.split(".")
+            found[f"{part}.{self.numbers[int(number)]}.{name}"] = x
+        return {name: whole(x) for name, x in found.items()}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         for name, p in self.weights.items():
-            p.copy_(tensors[f"weight.{name}"])
-        load_optimizer(self.optimizer, tensors)
+            p.copy_(divide(tensors[f"weight.{name}"], p))
+        every, parts = list(self.weights.values()), {}
+        for key, x in tensors.items():
+            if key.startswith("optimizer."):
+                part, number, name = key.split(".")
+                parts[f"{part}.{self.numbers.index(int(number))}.{name}"] = divide(x, every[int(number)])
+        load_optimizer(self.optimizer, parts)
 
     def finish(self, folder: Any, tokenizer: Any) -> None:
-        """The model as a folder that every door takes, adapters folded into the weights. Ends the training."""
+        """The model as a folder that every door takes, adapters folded into the weights. Ends the training.
+
+        Every process has to ask, the first one writes.
+        """
+        if self.sharded:
+            gather(self.model, self.world)
+        if not self.world.first:
+            return
         model = self.model if self.adapted is None else self.adapted.merge_and_unload()
         model.save_pretrained(folder)
         if tokenizer is not None:
@@ -155,6 +183,7 @@ def train_refresh(
     """
     world, steps = trainer.world, trainer.options.steps
     described = {"method": "refresh", "batch": options.batch, "data": options.data} | asdict(trainer.options)
+    described |= {"shard": trainer.sharded}
     first, spent = _begin(trainer, source, options, described)
     end, log = min(steps, options.stop or steps), options.out / "log.jsonl"
     if world.first:
@@ -176,10 +205,11 @@ def train_refresh(
             if listener is not None:
                 listener({"step": done, **numbers})
             if done % options.save_every == 0 or last:
+                tensors = trainer.tensors()
                 if world.first:
                     seconds = time.perf_counter() - began
                     meta = {"step": done, "data": source.state(), "options": described, "seconds": seconds}
-                    save_state(options.out, trainer.tensors(), meta)
+                    save_state(options.out, tensors, meta)
                 world.wait()
                 saved = done
     record = described | {
@@ -196,8 +226,8 @@ def train_refresh(
     }
     if world.first:
         write_whole(options.out / "train.json", json.dumps(record, indent=1) + "\n")
-        if end == steps:
-            trainer.finish(options.out / "model", tokenizer)
+    if end == steps:
+        trainer.finish(options.out / "model", tokenizer)
     return record
 
 

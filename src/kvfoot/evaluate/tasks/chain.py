@@ -14,13 +14,17 @@ from kvfoot.evaluate.tasks.sample import Draft, Turn
 
 @dataclass(frozen=True)
 class ChainShape:
-    """keys: None fills the context with keys; group: lines that stay together where there is filler."""
+    """keys: None fills the context with keys; group: lines that stay together where there is filler.
+
+    ragged: every question has its own number of hops, `hops` at most.
+    """
 
     hops: int = 32
     asks: int = 1
     keys: int | None = None
     filler: bool = False
     group: int = 4
+    ragged: bool = False
 
 
 def vary(draw: Draw, room: int) -> ChainShape:
@@ -29,7 +33,7 @@ def vary(draw: Draw, room: int) -> ChainShape:
     hops = draw.between(3, max(3, min(40, int((room * 0.5 - asks * 40) / (asks * 11)))))
     filler = draw.chance(0.35)
     keys = draw.log_between(4, max(5, room // 16)) if filler else None
-    return ChainShape(hops, asks, keys, filler, draw.between(1, 8))
+    return ChainShape(hops, asks, keys, filler, draw.between(1, 8), draw.chance(0.7))
 
 
 def draft(draw: Draw, shape: ChainShape, room: int) -> Draft | None:
@@ -47,7 +51,7 @@ def draft(draw: Draw, shape: ChainShape, room: int) -> Draft | None:
     keys = [f'"{word}-{words[(i + 1) % count]}"' for i, word in enumerate(words)]
     turns = []
     for start in draw.shuffled(range(count))[: shape.asks]:
-        hops = min(shape.hops, count)
+        hops = min(draw.between(2, shape.hops) if shape.ragged else shape.hops, count)
         chain = [keys[(start + step) % count] for step in range(hops)]
         text = ask.format(n=hops, s=words[start], e=words[(start + hops) % count])
         turns.append(Turn(text, (f" {chain[0]}", *(f", {key}" for key in chain[1:]))))

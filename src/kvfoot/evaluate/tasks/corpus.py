@@ -36,6 +36,11 @@ class Vocabulary:
     words: tuple[str, ...]
     towns: tuple[str, ...]
 
+    @functools.cached_property
+    def verbs(self) -> tuple[str, ...]:
+        """Words that are neither nouns nor adjectives; all words where there are none."""
+        return tuple(sorted({*self.words} - {*self.nouns} - {*self.adjectives})) or self.words
+
 
 @dataclass(frozen=True)
 class Corpus:

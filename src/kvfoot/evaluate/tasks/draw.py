@@ -77,8 +77,9 @@ class Draw:
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
     def word(self) -> str:
-        """In training one in five is made up, so that the lists are not learnt by heart."""
-        if self.training and self.chance(0.2):
+        """In training one in five is made up, so that the lists are not learnt by heart; a few tries find one that no
+        other side's hash takes."""
+        for _ in range(6 if self.training and self.chance(0.2) else 0):
             made = places.syllables(self.rng).lower()
             if word_side(made) == "train":
                 return made
@@ -86,6 +87,9 @@ class Draw:
 
     def noun(self) -> str:
         return self.pick(self.vocabulary.nouns)
+
+    def verb(self) -> str:
+        return self.pick(self.vocabulary.verbs)
 
     def adjective(self) -> str:
         return self.pick(self.vocabulary.adjectives)

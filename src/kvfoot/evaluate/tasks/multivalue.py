@@ -19,11 +19,21 @@ class MultiValueShape:
 
 
 def vary(draw: Draw, room: int) -> MultiValueShape:
-    """2 to 7 values a key, unequal numbers of them, so that the end of the list must be seen and not counted."""
+    """2 to 9 values a key, mostly unequal numbers of them, so that the end of the list must be seen and not counted.
+
+    Two in five have 2 to 8 keys in any room: in a long one their values lie thousands of tokens apart.
+    """
     most = max(2, min(48, room // 140))
-    keys = draw.log_between(1, most) if draw.chance(0.5) else draw.between(most // 2, most)
+    kind = draw.rng.random()
+    if kind < 0.4:
+        keys = draw.between(2, min(8, most))
+    else:
+        keys = draw.log_between(1, most) if kind < 0.7 else draw.between(most // 2, most)
     values = {"number": 0.65, "word": 0.25, "hex": 0.1}
-    return MultiValueShape(keys, draw.between(2, 7), 64, draw.weighted(values), draw.pick(KEY_FORMS), draw.chance(0.5))
+    most = max(2, min(9, room // (20 * keys)))
+    return MultiValueShape(
+        keys, draw.between(2, most), 64, draw.weighted(values), draw.pick(KEY_FORMS), draw.chance(0.3)
+    )
 
 
 def draft(draw: Draw, shape: MultiValueShape, room: int) -> Draft:

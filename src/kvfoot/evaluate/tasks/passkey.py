@@ -10,17 +10,22 @@ from kvfoot.evaluate.tasks.sample import Draft, Turn
 
 @dataclass(frozen=True)
 class PasskeyShape:
-    """keys: several named ones in training, one in evaluation; depth: 0 first, 1 last, None anywhere."""
+    """keys: several named ones in training, one in evaluation; depth: 0 first, 1 last, None anywhere.
+
+    mixed: a new wording for every key.
+    """
 
     keys: int = 1
     values: str = "number"
     depth: float | None = None
+    mixed: bool = False
 
 
 def vary(draw: Draw, room: int) -> PasskeyShape:
-    """Mostly one; otherwise up to 8, 24 in long contexts."""
-    keys = 1 if draw.chance(0.55) else draw.between(2, 8 if room < 4000 else 24)
-    return PasskeyShape(keys, draw.weighted({"number": 0.75, "words": 0.15, "hex": 0.1}))
+    """One in two of five; otherwise up to 8, 24 in long contexts, mostly in as many wordings."""
+    keys = 1 if draw.chance(0.4) else draw.between(2, 8 if room < 4000 else 24)
+    values = draw.weighted({"number": 0.8, "words": 0.12, "hex": 0.08})
+    return PasskeyShape(keys, values, mixed=draw.chance(0.7))
 
 
 def draft(draw: Draw, shape: PasskeyShape, room: int) -> Draft:
@@ -28,6 +33,8 @@ def draft(draw: Draw, shape: PasskeyShape, room: int) -> Draft:
     wording = draw.wording.passkey(draw, shape.keys > 1)
     items, turns = [], []
     for title in titles:
+        if shape.mixed:
+            wording = draw.wording.passkey(draw, shape.keys > 1)
         value = draw.value(shape.values)
         items.append(wording.item.format(t=title, v=value))
         turns.append(Turn(wording.ask.format(t=title), (f" {value}",)))

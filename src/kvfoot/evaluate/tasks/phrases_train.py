@@ -69,6 +69,53 @@ TITLE_ADJECTIVE = (
     "secret", "lost", "hidden", "old", "first", "second", "last", "official", "private", "real", "true", "new", "lucky",
     "strange", "holy", "red", "little", "great", "ancient", "door", "ship's", "safe", "house", "blue", "royal", "final",
 )
+# somebody does something: verb, and its past
+ACT = (
+    ("give", "gave"), ("send", "sent"), ("write", "wrote"), ("hand", "handed"), ("show", "showed"), ("put", "put"),
+    ("print", "printed"), ("paint", "painted"), ("leave", "left"), ("bring", "brought"), ("offer", "offered"),
+    ("promise", "promised"), ("sell", "sold"), ("tell", "told"), ("lend", "lent"), ("grant", "granted"),
+    ("draw", "drew"), ("carve", "carved"), ("note", "noted"), ("choose", "chose"), ("read", "read"), ("find", "found"),
+    ("keep", "kept"), ("pin", "pinned"), ("owe", "owed"), ("order", "ordered"), ("add", "added"), ("name", "named"),
+)
+CARRIER = (
+    "with", "marked", "called", "numbered", "labelled", "named", "reading", "that said", "of", "carrying", "worth",
+    "under the name", "which read", "signed", "titled", "showing", "on which stood", "priced at", "that we call",
+)
+MANNER = (
+    "", "", "", "", " yesterday", " at noon", " once more", " last week", " in silence", " with care", " by mistake",
+    " again", " before dinner", " in spring", " for nothing", " without a word", " on Monday", " as usual", " at last",
+)
+# what a single number is good for: verb, and verb with an s
+PURPOSE = (
+    ("open", "opens"), ("unlock", "unlocks"), ("start", "starts"), ("enter", "enters"), ("reach", "reaches"),
+    ("wake", "wakes"), ("stop", "stops"), ("release", "releases"), ("activate", "activates"), ("reset", "resets"),
+    ("board", "boards"), ("join", "joins"), ("call", "calls"), ("free", "frees"), ("lift", "lifts"),
+    ("raise", "raises"), ("disarm", "disarms"), ("switch on", "switches on"), ("log in to", "logs in to"),
+    ("get into", "gets into"), ("pass", "passes"), ("claim", "claims"), ("find", "finds"), ("silence", "silences"),
+    ("read", "reads"), ("move", "moves"), ("win", "wins"), ("summon", "summons"), ("clear", "clears"),
+)
+USE = (
+    "use", "dial", "enter", "press", "say", "whisper", "show", "present", "write", "send", "give", "quote", "try",
+    "punch in", "take", "apply", "call out", "spell", "key in", "remember", "choose", "hand over", "sing", "ring",
+)
+PURPOSES = (
+    "to {w} {x}, {u} {v}", "{u} {v} to {w} {x}", "{v} {ws} {x}", "whoever wants to {w} {x} must {u} {v}",
+    "{x} {ws} with {v}", "{x} {ws} at {v} only", "one can {w} {x} with {v}", "nobody could {w} {x} without {v}",
+    "if you must {w} {x}: {v}", "what {ws} {x} is {v}", "in order to {w} {x} they {u} {v}",
+    "{v} is needed to {w} {x}",
+    "the way to {w} {x} is to {u} {v}", "we {w} {x} by {v}", "before you {w} {x}, {u} {v}", "{v} will {w} {x}",
+    "do not try to {w} {x} unless you {u} {v}", "let them {u} {v} and {w} {x}", "{u} {v}, and it {ws} {x}",
+)
+PURPOSES_ASK = (
+    "what {ws} {x}", "how does one {w} {x}", "with what {n} does one {w} {x}", "which {n} {ws} {x}",
+    "what is one to {u} to {w} {x}", "to {w} {x}, what is to be used", "what should I {u} in order to {w} {x}",
+    "by which {n} can we {w} {x}", "I want to {w} {x}: {u} what", "{u} what {ws} {x}", "the {n} to {w} {x}",
+    "what do I need to {w} {x}", "what did they {u} to {w} {x}", "{w} {x} for me: the {n}", "at what {n} does {x} {w}",
+    "what will {w} {x}", "{n} with which {x} {ws}", "without what could nobody {w} {x}", "how is it that {x} {ws}",
+)
+DIGITS = (
+    "digits", "figures", "numbers", "letters", "number", "code", "word", "sign", "signs", "value", "symbols", "thing",
+)
 # before a question
 ASK_OPENING = (
     "Question:", "From the text above:", "According to the passage,", "Answer briefly:", "Please,", "In the text,",

@@ -84,10 +84,20 @@ _CONSONANTS = _words("b c d f g h j k l m n p r s t v w z br ch cr dr fl gr kl p
 _VOWELS = _words("a e i o u ai au ea ie oa ou")
 
 
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
 def syllables(rng: random.Random) -> str:
-    """Two to four syllables of no language: keeps training from learning the two fixed grammars by heart."""
+    """Two to four syllables of no language: keeps training from learning the two fixed grammars by heart.
+
+    Two in five begin with any of the 26 letters, every other one of them followed by any letter again: a beginning is
+    then to be copied and not to be guessed.
+    """
     count = rng.randint(2, 4)
     text = "".join(rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(count))
+    kind = rng.random()
+    if kind < 0.4:
+        text = rng.choice(_LETTERS) + (rng.choice(_LETTERS) if kind < 0.2 else "") + text.lstrip("bcdfghjklmnprstvwz")
     return (text + (rng.choice("lmnrst") if rng.random() < 0.5 else "")).capitalize()
 
 
@@ -107,6 +117,27 @@ def alike(rng: random.Random) -> Maker:
         return make(rng) if any(_HELD_OUT.fullmatch(word) for word in name.split()) else name
 
     return make
+
+
+def twin(rng: random.Random, name: str) -> str:
+    """A training town that shares its beginning or its end with `name`: what a route must not take for its goal."""
+    for _ in range(20):
+        word, *rest = name.split(" ")
+        kind = rng.random()
+        if kind < 0.3 and rest:
+            made = rng.choice((word, " ".join(rest), f"{word} {rng.choice(TRAIN_AFTER)}"))
+        elif kind < 0.45:
+            made = f"{name} {rng.choice(TRAIN_AFTER)}"
+        elif kind < 0.6:
+            made = f"{rng.choice(TRAIN_BEFORE)} {name}"
+        elif kind < 0.8:  # the same beginning
+            made = " ".join([word[: max(2, len(word) // 2)] + rng.choice(TRAIN_TAILS), *rest])
+        else:  # the same end
+            end = word[len(word) // 2 :]
+            made = " ".join([rng.choice((rng.choice(TRAIN_HEADS), syllables(rng)[:4])) + end, *rest])
+        if made != name and made[0].isupper() and not any(_HELD_OUT.fullmatch(part) for part in made.split()):
+            return made
+    return f"{rng.choice(TRAIN_BEFORE)} {name}"
 
 
 def _train(rng: random.Random) -> str:

@@ -30,6 +30,10 @@ ROADS = (
     "at {a} change to the {m} for {b}", "{a} lies one {m} ride before {b}", "the {m} that stops at {a} goes on to {b}",
     "for {people} in {a} the way on is a {m} to {b}", "starting in {a} the {m} brings {people} to {b}",
     "{m}: from {a} to {b}", "between {a} and {b} there is a {m}", "{a} is joined to {b} {by} {m}",
+    "whoever leaves {a} leaves {a} {by} {m} and sees {b}", "the {m} of {a} {runs} from {a} to {b}",
+    "at {a} there is one {m} , and from {a} it {runs} to {b}", "{b} it is: the {m} out of {a} ends in {b}",
+    "in {a} they know but one {m} ; it leaves {a} and halts in {b}", "{a} has one way out of {a} , a {m} to {b}",
+    "the {m} for {b} waits in {a} ; {people} {can} {go} to {b}", "tickets of {a}: {m} , from {a} , as far as {b}",
 )
 SIGNS = (
     "{a} -> {b} , {m}", "{a} -> {m} -> {b}", "{a} | {m} | {b}", "{a} | {b} | {m}", "{m} : {a} > {b}",
@@ -108,6 +112,10 @@ def _fill(draw: Draw, text: str) -> str:
     return text
 
 
+def capital_of(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def road(draw: Draw) -> str:
     """A line with {a}, {b} and {m}: the vehicle before, between or after the towns; rarely the goal first."""
     kind = draw.rng.random()
@@ -117,6 +125,9 @@ def road(draw: Draw) -> str:
         text = draw.pick(SIGNS)
     else:
         names = draw.pick((["{a}", "{b}", "{m}"], ["{a}", "{m}", "{b}"], ["{m}", "{a}", "{b}"]))
+        if draw.chance(0.3):  # a line may name a town twice: the goal is the other one
+            again = draw.pick(("{a}", "{a}", "{b}"))
+            names.insert(draw.between(names.index(again), 3), again)
         text = names[0]
         for name in names[1:]:
             text += f" {draw.fragment(1, 4)} {name}"
@@ -127,7 +138,12 @@ def road(draw: Draw) -> str:
     if kind < 0.2:  # a town is introduced before its road is named
         adjective = draw.adjective() if draw.chance(0.7) else draw.noun()
         article, place, mark = draw.pick(("a", "the", "some")), draw.pick(PLACE), draw.pick((".", ";", ","))
-        text = f"{{a}} is {article} {adjective} {place}{mark} {text}"
+        intro = draw.pick((
+            f"{{a}} is {article} {adjective} {place}", f"{{a}} is {article} {adjective} {place}",
+            f"{{a}} has {article} {adjective} {draw.noun()}", f"the {draw.noun()} of {{a}} is {adjective}",
+            "here is {a}", f"{draw.fragment(1, 4)} {{a}} {draw.fragment(1, 4)}",
+        ))  # fmt: skip
+        text = f"{capital_of(intro)}{mark} {text}"
     elif kind < 0.3:
         text = f"{draw.fragment(2, 6)}. {text}"
     elif kind < 0.4:
@@ -244,7 +260,18 @@ def markup(draw: Draw, names: list[str]) -> Markup:
         ("", "", "* ", "Record\n", "--- ", "Next: ", "\n", "@ ", f"<{tag}>", f"<{tag}>\n", f"{draw.word()} ")
     )
     note = draw.pick(
-        (("", ""), ("<p>", "</p>"), ("\n", "\n"), (" - ", ""), ("(", ")"), (before, after), (before, after))
+        (
+            ("", ""),
+            ("<p>", "</p>"),
+            ("\n", "\n"),
+            (" - ", ""),
+            ("(", ")"),
+            (before, after),
+            (before, after),
+            (f"<{draw.pick(TAGS)}>", f"</{tag}>\n"),
+            (draw.pick((">", "%", "//", ";", "::")) + " ", "\n"),
+            _cell(draw),
+        )
     )
     kind = draw.rng.random()
     if kind < 0.45:  # the note looks like one more cell, of a column that nobody asks for

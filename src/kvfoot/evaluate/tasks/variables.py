@@ -13,7 +13,10 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class VariableShape:
-    """single: ask for one hop at a time instead of the whole list (training's first rung)."""
+    """single: ask for one hop at a time instead of the whole list (training's first rung).
+
+    ragged: every chain has its own number of hops, `hops` at most.
+    """
 
     chains: int = 4
     hops: int = 3
@@ -21,6 +24,7 @@ class VariableShape:
     names: str = "letters"
     filler: bool = True
     single: bool = False
+    ragged: bool = False
 
 
 def vary(draw: Draw, room: int) -> VariableShape:
@@ -29,7 +33,7 @@ def vary(draw: Draw, room: int) -> VariableShape:
     most = max(2, min(60, room // (40 + 25 * hops)))
     chains = draw.log_between(1, most) if draw.chance(0.5) else draw.between(most // 2, most)
     names = draw.weighted({"letters": 0.5, "short": 0.15, "word": 0.15, "numbered": 0.12, "words": 0.08})
-    return VariableShape(chains, hops, 64, names, draw.chance(0.6), draw.chance(0.15))
+    return VariableShape(chains, hops, 64, names, draw.chance(0.6), draw.chance(0.15), draw.chance(0.5))
 
 
 def _name(draw: Draw, kind: str) -> str:
@@ -45,7 +49,8 @@ def draft(draw: Draw, shape: VariableShape, room: int) -> Draft:
     wording = draw.wording.variables(draw)
     streams, turns = [], []
     for start in range(0, len(names) - length + 1, length):
-        chain, value = names[start : start + length], draw.number(5, 5)
+        own = draw.between(2, length) if shape.ragged else length
+        chain, value = names[start : start + own], draw.number(5, 5)
         stream = [wording.base.format(a=chain[0], v=value)]
         stream += [wording.hop.format(a=a, b=b) for a, b in itertools.pairwise(chain)]
         streams.append(stream)

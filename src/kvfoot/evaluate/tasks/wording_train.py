@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from kvfoot.evaluate.tasks import phrases_train as phrases
 from kvfoot.evaluate.tasks import records_train as records
+from kvfoot.evaluate.tasks.deeds_train import deed, deed_ask, purposes
 from kvfoot.evaluate.tasks.draw import Draw
 from kvfoot.evaluate.tasks.wording import Assignments, Listing, Lookup, Markup
 
@@ -67,6 +68,8 @@ def _titled(draw: Draw, weight: float = 0.75) -> str:
 
 def statement(draw: Draw) -> str:
     """A clause with {k} and {v}, and mostly {t}. In about a third of them the value comes first."""
+    if draw.chance(0.2):
+        return deed(draw)
     kind = draw.rng.random()
     preposition = draw.pick(phrases.PREPOSITION)
     if kind < 0.24:
@@ -116,8 +119,16 @@ def clause(draw: Draw, core: str) -> str:
     return f"{draw.pick(('Now', 'And', 'Then', 'So', 'Here:'))} {text}" if text.startswith("{") else text
 
 
+def question(draw: Draw, text: str) -> str:
+    """A whole question with what may stand before it, and its mark."""
+    before = draw.pick(phrases.ASK_OPENING) if draw.chance(0.4) else ""
+    return sentence(draw, before, text, draw.pick(phrases.ASK_CLOSING))
+
+
 def ask(draw: Draw, titled: float = 0.7) -> str:
     """A question about {k}."""
+    if draw.chance(0.2):
+        return question(draw, deed_ask(draw))
     kind = draw.rng.random()
     title = maybe(draw, titled, draw.pick(("the ", "the ", "", "that ")) + "{t}" + draw.pick(("", "", "", "s")))
     quantity = draw.pick(phrases.QUANTITY)
@@ -168,22 +179,28 @@ class TrainWording:
     def passkey(self, draw: Draw, several: bool = False) -> Lookup:
         """{t} names the thing. A single one (`several` false) may be asked for by another name, or by none."""
         name = draw.pick(("the {t}", "the {t}", "our {t}", "a {t}", "this {t}", "my {t}"))
+        again = [f"{{v}} is {name}", f"{name} is {{v}}"]
         body = statement(draw).replace("{t}", draw.pick(phrases.TITLE)).replace("{k}", name)
-        if draw.chance(0.5):
+        verbal, wanted = draw.chance(0.4), ""
+        if verbal:
+            body, wanted = purposes(draw)
+            again = [body]
+        elif draw.chance(0.5):
             body = draw.pick((f"{name} {_verb(draw, phrases.IS)} {{v}}", f"{{v}} {_verb(draw, phrases.IS)} {name}"))
         text = " " + sentence(draw, opening(draw), body, closing(draw))
         if draw.chance(0.35):  # said twice
-            again = draw.pick(
-                (f"{{v}} is {name}", f"{name} is {{v}}", "Again: {v}", "It is {v}", "I repeat: {v}", "Yes, {v}")
-            )
-            text += " " + capital(again) + draw.pick((".", ".", "!", ", mind you."))
-        question = ask(draw, 0.3)
-        question = question.replace("{t}", draw.pick(phrases.TITLE)).replace(
-            "{k}", "{t}" if draw.chance(0.4) else "the {t}"
-        )
+            twice = draw.pick((*again, "Again: {v}", "It is {v}", "I repeat: {v}", "Yes, {v}"))
+            text += " " + capital(twice) + draw.pick((".", ".", "!", ", mind you."))
+        if not several and draw.chance(0.25 if verbal else 0.08):  # another verb: there is one number only
+            wanted = purposes(draw)[1]
+        if wanted and draw.chance(0.8):
+            asked = question(draw, wanted)
+        else:
+            asked = ask(draw, 0.3).replace("{t}", draw.pick(phrases.TITLE))
+            asked = asked.replace("{k}", "{t}" if draw.chance(0.4) else "the {t}")
         if not several and draw.chance(0.35):
-            question = question.replace("{t}", draw.pick((self.passkey_title(draw), draw.pick(phrases.TITLE))))
-        return Lookup(text, question)
+            asked = asked.replace("{t}", draw.pick((self.passkey_title(draw), draw.pick(phrases.TITLE))))
+        return Lookup(text, asked)
 
     def multi_value(self, draw: Draw) -> Lookup:
         return self.needle(draw)
@@ -210,8 +227,8 @@ class TrainWording:
         if draw.chance(0.5):
             start = f'{draw.fragment()} "{{s}}" {draw.fragment(1, 3)}'
         parts = [core, start]
-        if draw.chance(0.7):
-            parts.append(draw.pick(phrases.CHAIN_END) if draw.chance(0.5) else f'{draw.fragment(1, 4)} "{{e}}".')
+        # always: an end that only counting can find teaches to end anywhere
+        parts.append(draw.pick(phrases.CHAIN_END) if draw.chance(0.5) else f'{draw.fragment(1, 4)} "{{e}}".')
         if draw.chance(0.2):
             parts = parts[1:]
         elif draw.chance(0.4):

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvfoot.core.hooks import require
-from kvfoot.core.reading import Query, Read, Reader
+from kvfoot.core.reading import Held, Query, Read, Reader
 from kvfoot.core.registry import register
+from kvfoot.core.storage import Place, Storage
 from kvfoot.methods.tools import Join, join, pool
 
 
@@ -16,11 +17,13 @@ class Partial:
     """slots: int64 [R, K], what a partial step reads: selected entries, worst first, then the newest; a queue.
 
     reference: fp32 [R or 1, w], the query that the next ones are compared with. gap: int64 [], steps since a refresh.
+    held: copies of the same entries, where the cache is coarse or far away.
     """
 
     slots: Tensor
     reference: Tensor
     gap: Tensor
+    held: Held | None = None
 
 
 @register(
@@ -40,9 +43,14 @@ class RefreshKV(Reader):
     Scores: softmax in fp32, maximum over a KV head's query heads, max-pooling over `kernel`. What is selected leaves
     the partial cache worst first as new tokens come; they leave last.
 
-    mode "score_only" chooses anew without full attention. query: what is compared, the mean over all heads or each KV
-    head's own mean (then a layer is full as soon as one differs). max_gap: longest run of steps without a refresh, None
-    for no limit as published. sink: first entries that every selection holds, 0 as published.
+    mode "score_only" chooses anew without full attention. query: what is compared, the mean over all heads, each KV
+    head's own mean (then a layer is full as soon as one differs), or all heads one after the other; prerope: as it was
+    before RoPE. max_gap: longest run of steps without a refresh, None for no limit as published. sink: first entries
+    that every selection holds, 0 as published. grow: a refresh selects at least that fraction of what is stored by then
+    (published: 0, K stays what the prompt gave).
+
+    store 8 or 4: the partial cache is a copy in the model's dtype. values "host": so is it, and the values of all
+    entries lie in (pinned) host memory, from where a refresh fetches K a row: with mode "score_only" alone.
     """
 
     every: int = 5
@@ -51,9 +59,12 @@ class RefreshKV(Reader):
     mode: Literal["full", "score_only"] = "full"
     kernel: int = 7
     group: Join = "max"
-    query: Literal["mean", "kv_head"] = "mean"
+    query: Literal["mean", "kv_head", "concat"] = "mean"
+    prerope: bool = False
     max_gap: int | None = 64
     sink: int = 0
+    grow: float = 0.0
+    values: Place = "device"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,25 +77,45 @@ class RefreshKV(Reader):
         )
         require(self.max_gap is None or self.max_gap >= 1, f"{name}: max_gap={self.max_gap}: at least 1, or none")
         require(self.sink >= 0, f"{name}: sink={self.sink} is negative")
+        require(0 <= self.grow <= 1, f"{name}: grow={self.grow} is a fraction of what is stored, 0 for a constant K")
+        away = self.values == "host"
+        require(
+            not away or self.mode == "score_only",
+            f"{name}: values=host: a refresh in mode=full reads the values of all entries: give mode=score_only",
+        )
+        require(not away or not self.rectify, f"{name}: values=host: rectify reads the values of all entries")
+
+    @property
+    def storage(self) -> Storage:
+        return Storage(self.store, self.values)
+
+    @property
+    def unrotates(self) -> bool:
+        return self.prerope
 
     def start(self, query: Query) -> Partial:
-        return Partial(self._select(query), self._compared(query), _zero(query))
+        return self.refresh(None, query)[0]
 
     def read(self, state: Partial, query: Query) -> tuple[Partial, Read]:
+        size = max(query.size, state.slots.shape[1])
         slots = torch.cat([state.slots, query.newest], 1)
-        state = replace(state, slots=slots[:, -query.size :], gap=state.gap + 1)
+        held = None if state.held is None else state.held.push(query)
+        kept = None if held is None else held.last(size)
+        state = replace(state, slots=slots[:, -size:], gap=state.gap + 1, held=kept)
         if query.n <= query.size:
             return state, Read(None)
         if query.step % self.every:
-            return state, Read(slots)
-        return state, Read(slots, self._fires(state, query), self.mode == "full")
+            return state, Read(slots, held=held)
+        return state, Read(slots, self._fires(state, query), self.mode == "full", held=held)
 
     def phase(self, step: int, n: int, size: int) -> str | None:
-        return None if n <= size else "quiet" if step % self.every else "check"
+        if n <= size or self.grow or self.prerope or not self.storage.plain:
+            return None
+        return "quiet" if step % self.every else "check"
 
-    def refresh(self, state: Partial, query: Query) -> tuple[Partial, Tensor]:
+    def refresh(self, state: Partial | None, query: Query) -> tuple[Partial, Tensor]:
         slots = self._select(query)
-        return Partial(slots, self._compared(query), _zero(query)), slots
+        return Partial(slots, self._compared(query), _zero(query), query.hold(slots)), slots
 
     def _fires(self, state: Partial, query: Query) -> bool | Tensor:
         if self.schedule == "fixed":
@@ -94,12 +125,14 @@ class RefreshKV(Reader):
         return fires if self.max_gap is None else fires | (state.gap + self.every > self.max_gap)
 
     def _compared(self, query: Query) -> Tensor:
-        q = query.q.float()
+        q = query.unrotated() if self.prerope else query.q.float()
+        if self.query == "concat":
+            return q.flatten()[None]
         return q.mean((0, 1))[None] if self.query == "mean" else q.mean(1)
 
     def _select(self, query: Query) -> Tensor:
         """Slots int64 [R, K] of the best of the earlier entries, worst first, then the newest."""
-        count = min(query.size, query.n) - 1
+        count = min(max(query.size, int(self.grow * query.n)), query.n) - 1
         scores, there = query.earlier(query.scores())
         return torch.cat([best(scores, count, self.kernel, self.group, self.sink, there), query.newest], 1)
 

@@ -27,12 +27,12 @@ from kvfoot.train.recall.muon import Muon
 from kvfoot.train.recall.options import RecallOptions
 from kvfoot.train.recall.plan import Plan
 from kvfoot.train.recall.scores import Encoded, run, score
-from kvfoot.train.recall.vocab import save_tokenizer, train_tokenizer
-from kvfoot.train.recall.writer import ANSWER, BOOK, FILLER, Writer
+from kvfoot.train.recall.vocab import BOS, HIDDEN, save_tokenizer, train_tokenizer
+from kvfoot.train.recall.writer import ANSWER, BOOK, FILLER, FORK, Writer
 
 PROBES = ("passkey", "keys16", "multivalue", "multiquery", "variables", "chain", "path", "table")
 LONG_PROBES = ("keys16", "variables", "chain", "path", "table")
-CODES = {"filler": FILLER, "book": BOOK, "answer": ANSWER}
+CODES = {"filler": FILLER, "book": BOOK, "answer": ANSWER, "fork": FORK}
 Say = Callable[[str], None]
 
 
@@ -123,8 +123,13 @@ class Trainer:
         if cuda:
             self.net.backends = self.plain.backends = list(GPU_BACKENDS)
         self.muon = Muon(self.parameters, recipe.muon_lr, recipe.adam_lr, recipe.decay)
-        weights = [0.0, recipe.filler_weight, recipe.book_weight, recipe.answer_weight]
-        self.weights = torch.tensor(weights, device=device)
+        self.weights = {
+            text: torch.tensor(
+                [0.0, text * recipe.filler_weight, text * recipe.book_weight, recipe.answer_weight, recipe.fork_weight],
+                device=device,
+            )
+            for text in {phase.text for phase in plan.phases}
+        }
 
     @torch.no_grad()
     def begin_with(self, folder: Path) -> None:
@@ -136,17 +141,27 @@ class Trainer:
             value.copy_(parameters[name])
 
     def step(self, step: int, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """One update. -> loss, and [3, 2] sums and counts of the nll by kind of token (filler, book, answer)."""
+        """One update. -> loss, and [4, 2] sums and counts of the nll by kind of token (as in `CODES`)."""
         now = self.plan.at(step)
         tokens = batch.tokens.to(self.device, non_blocking=True).long()
         codes = batch.codes.to(self.device, non_blocking=True).long()
-        weight = self.weights[codes]
-        far = self.net.router.rows(batch.group) if now.routed else None
-        total, nll = self.net.loss(tokens, weight, far)
+        weight = self.weights[now.text][codes]
+        far = self.net.router.split(batch.group) if now.routed else None
+        total, nll = self.net.loss(tokens, weight, far, self._noisy(step, tokens, codes))
         loss = total / weight[:, 1:].sum()
         loss.backward()
         self.muon.step(now.scale)
         return loss.detach(), self._by_kind(nll, codes)
+
+    def _noisy(self, step: int, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """What the model reads: some tokens of running text are hidden, others every time that a page comes round, so
+        that it is not learnt by heart. A function of the step; items, questions and answers stay as they are."""
+        if not self.plan.recipe.text_noise:
+            return tokens
+        generator = torch.Generator(self.device).manual_seed(1_000_003 * self.plan.recipe.seed + step)
+        dice = torch.rand(tokens.shape, generator=generator, device=self.device)
+        hidden = (dice < self.plan.recipe.text_noise) & ((codes == FILLER) | (codes == BOOK)) & (tokens != BOS)
+        return tokens.masked_fill(hidden, HIDDEN)
 
     @torch.no_grad()
     def _by_kind(self, nll: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

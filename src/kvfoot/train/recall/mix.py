@@ -93,4 +93,29 @@ FINISH = Mix(
         "path": 0.20, "variables": 0.12, "table": 0.22, "labels": 0.02, "quote": 0.01,
     },
 )  # fmt: skip
-MIXES = {mix.name: mix for mix in (START, MAIN, TAIL, FINISH)}
+# of the plan without a tail: what was missed (lists, several keys, single numbers, routes, tables) has its share early
+EARLY = Mix(
+    "early",
+    0.15,
+    {
+        "needles": 0.22, "passkey": 0.05, "multivalue": 0.08, "multiquery": 0.05, "json": 0.21, "copying": 0.05,
+        "chain": 0.06, "path": 0.08, "variables": 0.09, "table": 0.08, "labels": 0.03, "quote": 0.01,
+    },
+)  # fmt: skip
+MIDDLE = Mix(
+    "middle",
+    0.20,
+    {
+        "needles": 0.10, "passkey": 0.07, "multivalue": 0.16, "multiquery": 0.10, "json": 0.07, "chain": 0.09,
+        "path": 0.14, "variables": 0.12, "table": 0.13, "labels": 0.02, "quote": 0.02,
+    },
+)  # fmt: skip
+LATE = Mix(
+    "late",
+    0.15,
+    {
+        "needles": 0.07, "passkey": 0.07, "multivalue": 0.18, "multiquery": 0.11, "json": 0.05, "chain": 0.11,
+        "path": 0.16, "variables": 0.09, "table": 0.15, "labels": 0.02, "quote": 0.01,
+    },
+)  # fmt: skip
+MIXES = {mix.name: mix for mix in (START, MAIN, TAIL, FINISH, EARLY, MIDDLE, LATE)}

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kvfoot.train.recall.mix import GROUPS
 from kvfoot.train.recall.options import ModelShape
-from kvfoot.train.recall.spread import BLOCK, Head, Router, near_attention
+from kvfoot.train.recall.spread import BLOCK, Head, Router, Split, offset_of, routed_attention
 
 Parameters = dict[str, torch.Tensor]
 # in this order: cuDNN is the fastest on an H100 (131K tokens, 6 heads, forward + backward: 12.9 ms at 16K; flash 20.7)
@@ -119,7 +119,7 @@ class Net:
         self.before, self.after, self.nll = maybe(before_attention), maybe(after_attention), maybe(weighted_nll)
         self.backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
         self.router = Router(shape.layers, shape.kv_heads, len(GROUPS))
-        self.router.to(parameters["model.norm.weight"].device, shape.group)
+        self.router.to(parameters["model.norm.weight"].device)
         self._angles: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _rotation(self, rows: int, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,26 +140,20 @@ class Net:
         with sdpa_kernel(self.backends, set_priority=True):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-    def _routed(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int, far: torch.Tensor) -> torch.Tensor:
-        """Near attention for all heads; full attention where `far` [rows, layers, kv_heads] says so."""
-        k_all, v_all = (x.repeat_interleave(self.shape.group, 1) for x in (k, v))
-        out = near_attention(self._causal, q, k_all, v_all, BLOCK // 2 if layer % 2 else 0)
-        if not self.router.far[layer]:
-            return out
-        heads, queries = self.router.keys[layer], self.router.queries[layer]
-        full = self._full(*(x.index_select(1, at) for x, at in ((q, queries), (k, heads), (v, heads))))
-        chosen = far[:, layer].index_select(1, heads).repeat_interleave(self.shape.group, 1)[:, :, None, None]
-        mixed = torch.where(chosen, full, out.index_select(1, queries))
-        return out.index_copy(1, queries, mixed)
+    def _anywhere(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Causal attention for any number of rows: cuDNN would plan anew for every one of them."""
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def _attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: int, layer: int,
-        far: torch.Tensor | None, streaming: Streaming | None,
+        far: Split | None, streaming: Streaming | None,
     ) -> torch.Tensor:  # fmt: skip
         """far: a routed batch. streaming: KV heads that read through a mask [T, T] instead of everything."""
         q, k, v = (x.view(-1, length, x.shape[1], self.shape.head_dim).transpose(1, 2) for x in (q, k, v))
         if far is not None and length % BLOCK == 0 and length > BLOCK:
-            out = self._routed(q, k, v, layer, far)
+            owners = self.router.far[layer]
+            out = routed_attention(self._causal, self._anywhere, q, k, v, owners, far, offset_of(layer))
         else:
             out = self._full(q, k, v)
         if streaming is not None:
@@ -175,7 +169,7 @@ class Net:
         return out.transpose(1, 2).reshape(-1, self.shape.heads * self.shape.head_dim)
 
     def hidden(
-        self, tokens: torch.Tensor, far: torch.Tensor | None = None,
+        self, tokens: torch.Tensor, far: Split | None = None,
         streaming: Streaming | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """tokens [rows, T] -> the last residual stream [N, D], before the final norm."""
@@ -199,10 +193,13 @@ class Net:
         return x
 
     def loss(
-        self, tokens: torch.Tensor, weight: torch.Tensor, far: torch.Tensor | None = None
+        self, tokens: torch.Tensor, weight: torch.Tensor, far: Split | None = None, read: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """weight [rows, T]: of predicting each token. -> weighted sum of nll; nll [rows, T], entry t predicts t + 1."""
-        x = self.hidden(tokens, far)
+        """weight [rows, T]: of predicting each token. read: what is read instead of `tokens`, which are predicted.
+
+        -> weighted sum of nll; nll [rows, T], entry t predicts t + 1.
+        """
+        x = self.hidden(tokens if read is None else read, far)
         target, shifted = torch.roll(tokens, -1, 1), torch.roll(weight, -1, 1)
         shifted[:, -1] = 0
         p = self.parameters

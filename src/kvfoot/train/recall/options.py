@@ -29,7 +29,11 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Optimizer, loss weights and schedule. Learning rates and momenta as in docs/recall.md."""
+    """Optimizer, loss weights and schedule. Learning rates and momenta as in docs/recall.md.
+
+    fork_weight: of the tokens of an answer at which it may go on or end. text_noise: share of the input tokens of
+    running text that are hidden from the model. spread: factor of the plan's shares of routed batches; 0: none.
+    """
 
     plan: str = "recall"
     minutes: float = 14.5
@@ -44,6 +48,9 @@ class Recipe:
     answer_weight: float = 4.0
     filler_weight: float = 0.25
     book_weight: float = 0.5
+    fork_weight: float = 12.0
+    text_noise: float = 0.1
+    spread: float = 1.0
     whole: float = 0.4
 
 

@@ -12,22 +12,27 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from kvfoot.core.errors import UsageError, did_you_mean
-from kvfoot.train.recall.mix import FINISH, MAIN, START, TAIL, Mix
+from kvfoot.train.recall.mix import EARLY, FINISH, LATE, MAIN, MIDDLE, START, TAIL, Mix
 from kvfoot.train.recall.options import Recipe
 
-# training tokens a second by length, H100 80GB, bf16, compiled; all 24 heads full
-SPEED = {512: 1.75e6, 1024: 1.8e6, 2048: 1.8e6, 4096: 1.5e6, 8192: 1.2e6, 16384: 0.9e6}
+# training tokens a second by length, H100 80GB, bf16, compiled; all 24 heads full. Run 4 (records/main.log.jsonl) had
+# 2.17M at 512 and 1K, 1.90M at 2K, 1.40M at 8K and 2K, 1.01M at 16K and 4K
+SPEED = {512: 2.2e6, 1024: 2.1e6, 2048: 1.9e6, 4096: 1.6e6, 8192: 1.2e6, 16384: 0.81e6}
 OVERHEAD = 90.0  # seconds of a run that do not train: tokenising, compilation, probes, evaluation
 
 
 @dataclass(frozen=True)
 class Phase:
-    """until: share of the time at which it ends. lengths: share of the batches. spread: share that is routed."""
+    """until: share of the time at which it ends. lengths: share of the batches. spread: share that is routed.
+
+    text: factor of the loss weights of filler and books.
+    """
 
     until: float
     lengths: dict[int, float]
     mix: Mix
     spread: float = 0.0
+    text: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,16 @@ PLANS: dict[str, Schedule] = {
             Phase(1.00, {16384: 0.5, 8192: 0.3, 4096: 0.2}, TAIL),
         )
     ),
+    # the next one (docs/decisions/0020): weak families from the start, no tail, text early, heads divided to the end
+    "single": Schedule(
+        (
+            Phase(0.07, {512: 0.6, 1024: 0.4}, EARLY, 1.0, 2.0),
+            Phase(0.28, {2048: 0.8, 1024: 0.2}, MIDDLE, 0.4, 2.0),
+            Phase(0.52, {8192: 0.6, 2048: 0.4}, MIDDLE, 0.3, 1.0),
+            Phase(0.80, {16384: 0.55, 8192: 0.2, 4096: 0.25}, MIDDLE, 0.3, 0.5),
+            Phase(1.00, {16384: 0.5, 8192: 0.3, 4096: 0.2}, LATE, 0.3, 0.3),
+        )
+    ),
     # labour divided among heads (docs/decisions/0021)
     "routes": Schedule(
         (
@@ -61,19 +76,23 @@ PLANS: dict[str, Schedule] = {
     ),
     # from a finished or unfinished model: the weak families, long contexts, every head free, falling rates
     "tail": Schedule((Phase(1.00, {16384: 0.4, 8192: 0.35, 4096: 0.25}, FINISH),), decay_from=0.0),
-    "tiny": Schedule((Phase(0.5, {256: 1.0}, START, 1.0), Phase(1.0, {512: 0.5, 256: 0.5}, MAIN, 0.5))),
+    "tiny": Schedule((Phase(0.5, {256: 1.0}, EARLY, 1.0, 2.0), Phase(1.0, {512: 0.5, 256: 0.5}, MIDDLE, 0.5, 0.5))),
 }
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step does. `scale` multiplies both learning rates; `routed` restricts heads by the rows' groups."""
+    """What one step does. `scale` multiplies both learning rates, `text` the weights of running text.
+
+    routed: heads are restricted by the rows' groups.
+    """
 
     phase: int
     length: int
     mix: Mix
     routed: bool
     scale: float
+    text: float
 
 
 class Plan:
@@ -118,4 +137,5 @@ class Plan:
         done = self.elapsed(step) / self.elapsed(self.steps)
         decayed = 1.0 if done < self.decay_from else max(self.floor, (1 - done) / (1 - self.decay_from))
         scale = min(1.0, (step + 1) / self.recipe.warm) * decayed
-        return Step(phase, length, here.mix, rng.random() < here.spread, scale)
+        routed = rng.random() < here.spread * self.recipe.spread
+        return Step(phase, length, here.mix, routed, scale, here.text)

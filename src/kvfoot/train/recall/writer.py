@@ -23,7 +23,8 @@ from kvfoot.train.recall.books import TokenBooks, Tokens
 from kvfoot.train.recall.mix import FAMILIES, GROUPS, Mix
 from kvfoot.train.recall.vocab import ASSISTANT, BOS, END, USER
 
-SILENT, FILLER, BOOK, ANSWER = range(4)
+# FORK: a token of an answer where it may go on or end, or a row of a table may: <|end|> and what stands in its place
+SILENT, FILLER, BOOK, ANSWER, FORK = range(5)
 SHORTEST = 160  # a smaller rest of a row is book text
 
 
@@ -51,6 +52,7 @@ class Writer:
 
     def __post_init__(self) -> None:
         self.blank = self.encode(["\n\n"])[0]
+        self.marks = np.concatenate(self.encode(["\t", "\n"]))
 
     def encode(self, texts: list[str]) -> list[Tokens]:
         return [np.array(encoding.ids, np.uint16) for encoding in self.tokenizer.encode_batch_fast(texts)]
@@ -99,18 +101,19 @@ class Writer:
         encoded = iter(self.encode(texts))
         head = next(encoded)
         items = list(itertools.islice(encoded, len(draft.items)))
-        turns = [self._turn(turn, encoded, first=not index) for index, turn in enumerate(draft.turns)]
+        several = any(len(turn.units) > 1 for turn in draft.turns)
+        turns = [self._turn(turn, encoded, not index, several) for index, turn in enumerate(draft.turns)]
         left = room - 2 - len(head) - sum(map(len, items))
-        kept: list[tuple[Tokens, int]] = []
-        for tokens, spoken in turns:
-            if len(tokens) > left:
+        kept: list[Document] = []
+        for spoken in turns:
+            if len(spoken.tokens) > left:
                 break
-            kept.append((tokens, spoken))
-            left -= len(tokens)
+            kept.append(spoken)
+            left -= len(spoken.tokens)
         if not kept:
             return None
         pieces = [np.array([BOS, USER], np.uint16), head]
-        codes = [SILENT, FILLER if not items else SILENT]
+        codes = [SILENT, SILENT]  # a text to be quoted, too: nothing of it may be hidden (loop.py)
         if draft.scatter and left >= 24:
             for piece, code in self._scatter(draw, draft, items, left):
                 pieces.append(piece)
@@ -118,21 +121,30 @@ class Writer:
         else:
             pieces += items
             codes += [SILENT] * len(items)
-        for tokens, spoken in kept:
-            pieces += [tokens[:-spoken], tokens[-spoken:]]
-            codes += [SILENT, ANSWER]
+        written = np.repeat(np.array(codes, np.uint8), [len(piece) for piece in pieces])
         return Document(
-            np.concatenate(pieces).astype(np.uint16),
-            np.repeat(np.array(codes, np.uint8), [len(piece) for piece in pieces]),
+            np.concatenate([*pieces, *(turn.tokens for turn in kept)]).astype(np.uint16),
+            np.concatenate([written, *(turn.codes for turn in kept)]),
         )
 
-    def _turn(self, turn: Turn, encoded: Iterator[Tokens], first: bool) -> tuple[Tokens, int]:
-        """Tokens of a turn and how many of them, at its end, are spoken by the assistant."""
+    def _turn(self, turn: Turn, encoded: Iterator[Tokens], first: bool, several: bool) -> Document:
+        """Tokens of a turn, the question silent. several: answers of this document may have more than one unit."""
         question = next(encoded)
         units = [next(encoded) for _ in turn.units]
         before = self.blank if first else np.array([USER], np.uint16)
-        spoken = sum(map(len, units)) + 1
-        return np.concatenate([before, question, [ASSISTANT], *units, [END]]).astype(np.uint16), spoken
+        tokens = np.concatenate([before, question, [ASSISTANT], *units, [END]]).astype(np.uint16)
+        codes = np.full(len(tokens), SILENT, np.uint8)
+        at = len(before) + len(question) + 1
+        codes[at:] = ANSWER
+        if several:
+            codes[-1] = FORK
+            for text, unit in zip(turn.units, units, strict=True):
+                if at > len(before) + len(question) + 1:
+                    codes[at] = FORK
+                if "\t" in text:
+                    codes[at : at + len(unit)][np.isin(unit, self.marks)] = FORK
+                at += len(unit)
+        return Document(tokens, codes)
 
     def _scatter(self, draw: Draw, draft: Draft, items: list[Tokens], room: int) -> list[tuple[Tokens, int]]:
         """Filler with the items at sentence starts, in the items' order."""
