@@ -32,13 +32,14 @@ from kvfoot.evaluate.tasks.corpus import Corpus, read_corpus
 from kvfoot.models.layout import geometry_of
 from kvfoot.models.load import load
 from kvfoot.train.duo import Duo, DuoOptions
+from kvfoot.train.heads import train_heads
 from kvfoot.train.mixed import Mixed, Near
 from kvfoot.train.packing import Packed, Row, Written, encoder
 from kvfoot.train.passes import frozen, hidden, nll
 from kvfoot.train.passkeys import Passkeys, PasskeyShape
 from kvfoot.train.prulong import PruLong, PruLongOptions
 from kvfoot.train.recall.feed import one_thread
-from kvfoot.train.run import RunOptions, train_heads
+from kvfoot.train.run import RunOptions
 from kvfoot.train.state import NAME
 from kvfoot.train.world import World
 

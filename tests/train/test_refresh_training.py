@@ -13,8 +13,8 @@ from torch import Tensor
 import tiny
 from kvfoot.core.errors import UsageError
 from kvfoot.train.packing import Packed, Row, Written
-from kvfoot.train.refresh import Refresh, RefreshOptions, Single, train_refresh
-from kvfoot.train.run import RunOptions
+from kvfoot.train.refresh import Refresh, RefreshOptions, Single
+from kvfoot.train.run import RunOptions, train
 from kvfoot.train.twopart import TwoPart
 from kvfoot.train.world import World
 
@@ -86,7 +86,7 @@ def model() -> Any:
 def trained(out: Path, options: RefreshOptions = SHORT, **more: Any) -> tuple[Refresh, dict[str, Any]]:
     trainer = Refresh(model(), options, World(0, 1))
     how = RunOptions(out, batch=2, save_every=2, log_every=1, **{"checkpointing": False} | more)
-    return trainer, train_refresh(trainer, Written(row), how)  # type: ignore[arg-type]
+    return trainer, train(trainer, Written(row), how)
 
 
 @pytest.mark.parametrize("lora", [0, 2])

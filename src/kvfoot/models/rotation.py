@@ -1,4 +1,5 @@
-"""The model's own RoPE, applied by the engine: for methods that renumber positions (PRE_ROPE, decision D3)."""
+"""The model's own RoPE, applied by the engine: for methods that renumber positions (PRE_ROPE, decision D3) or look at
+queries and keys before it (PROJECTIONS)."""
 
 import sys
 from typing import Any
