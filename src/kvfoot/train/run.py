@@ -38,9 +38,11 @@ class Trainer(Protocol):
     paper: str
     windows: str
     model: Any
-    mixed: Mixed
     world: World
     options: Any
+
+    @property
+    def mixed(self) -> Mixed: ...
 
     def step(self, step: int, rows: list[Row]) -> dict[str, float]: ...
 
