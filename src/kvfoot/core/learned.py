@@ -95,7 +95,8 @@ def _load(path: str, changed: int) -> Learned:
     try:
         with safe_open(path, "pt") as file:
             meta = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copied: a mapped file that somebody writes over takes the process with it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UsageError(f"file of scores {path}: cut or damaged ({error}): copy or train it again") from None
     if "kvfoot" not in meta:
