@@ -105,11 +105,11 @@ class Heads:
         self.out = torch.empty(T, kv_heads, group, D, dtype=call.q.dtype, device=call.q.device)
         self.plain: tuple[Tensor, Tensor] | None = None
 
-    def turn(self, rotation: Rotation, positions: Tensor) -> None:
+    def turn(self, rotation: Rotation, positions: Tensor, below: int) -> None:
         """Rotate q and k of all packed tokens to their positions int64 [T]; `plain` is what they were before."""
-        self.plain, at = (self.q, self.k), positions.expand(len(self.k), -1)
-        self.q = rotation(self.layer, self.q, at)
-        self.k = rotation(self.layer, self.k[:, None], at)[:, 0]
+        self.plain, at = (self.q, self.k), positions[None]
+        self.q = rotation(self.layer, self.q, at, below)
+        self.k = rotation(self.layer, self.k[:, None], at, below)[:, 0]
 
     def projections(self, at: slice) -> Projections:
         """Of the tokens `at`, after `turn`."""

@@ -36,7 +36,7 @@ class Step:
     def __init__(self, cache: KVCache, backend: Backend, spans: Spans[Span], rotation: Rotation | None = None):
         self.cache, self.backend, self.spans, self.rotation = cache, backend, spans, rotation
         self.checks: list[Tensor] = []
-        self._at = _places(spans) if any(span.projected for span in spans) else None
+        self._places = _places(spans)
         cache.pool.require(sum(cache.forecast(s.sequence.rows, s.n, s.cut) for s in spans))
         for span in spans:
             sequence = span.sequence
@@ -89,10 +89,12 @@ class Step:
                 f"layer {layer} asks for a window of {call.window} tokens, the config for {geometry.window(layer)}"
             )
         part = Heads(call, geometry.kv_heads, geometry.group)
-        if self._at is not None:
+        if self._places is not None:
             assert self.rotation is not None
-            self._at = self._at.to(part.k.device)
-            part.turn(self.rotation, self._at)
+            at, below = self._places
+            at = at.to(part.k.device)
+            self._places = at, below
+            part.turn(self.rotation, at, below)
         windowed = geometry.window(layer) is not None
         quiet = [] if windowed else [span for span in self.spans if span.appends]
         if quiet:
@@ -282,7 +284,10 @@ class Step:
         )
 
 
-def _places(spans: Spans[Span]) -> Tensor:
-    """Where the packed tokens are to be rotated to, int64 [T]: 0 where the model has done it."""
+def _places(spans: Spans[Span]) -> tuple[Tensor, int] | None:
+    """Where the packed tokens are to be rotated to, int64 [T], 0 where the model has done it; and one more than the
+    furthest. None: the model has done it everywhere."""
+    if not any(span.projected for span in spans):
+        return None
     each = [(s.sequence.rows.seen + i) * s.projected for s in spans for i in range(s.n + s.patch)]
-    return torch.tensor(each)
+    return torch.tensor(each), max(each) + 1
