@@ -27,6 +27,7 @@ def prulong(
     sink: Sink = 128,
     window: Window = 1024,
     rows: t.Rows = "text",
+    notes: t.Notes = 16,
     seed: t.Seed = 0,
     set_: t.Set = None,
     field: t.Column = "text",
@@ -49,7 +50,7 @@ def prulong(
         model, data, out, length, batch, field, dtype, device, checkpointing, shard, save_every, log_every, resume, yes
     )  # fmt: skip
     make = lambda model, g, world: PruLong(model, (g.layers, g.kv_heads), options, world)  # noqa: E731
-    return run.go(make, options, Form(rows, seed), passes=3, board=tensorboard, told=lambda x: _told(x, out))  # type: ignore[arg-type]
+    return run.go(make, options, Form(rows, seed, notes), passes=3, board=tensorboard, told=lambda x: _told(x, out))
 
 
 def duo(
@@ -67,6 +68,7 @@ def duo(
         str, Option(help="questions: all tokens after the text, as released; passkeys: these alone")
     ] = "questions",
     rows: t.Rows = "passkeys",
+    notes: t.Notes = 16,
     seed: t.Seed = 0,
     set_: t.Set = None,
     field: t.Column = "text",
@@ -85,7 +87,7 @@ def duo(
 
     if rows == "text":
         raise UsageError("--rows text: DuoAttention learns from what is asked at the end: passkeys or synthesis")
-    form = Form(rows, seed, keys, words, supervise)  # type: ignore[arg-type]
+    form = Form(rows, seed, notes, keys, words, supervise)
     options = recipe(DuoOptions, set_ or [], {"steps": steps, "sink": sink, "window": window, "seed": seed})
     run = Run(
         model, data, out, length, batch, field, dtype, device, checkpointing, shard, save_every, log_every, resume, yes

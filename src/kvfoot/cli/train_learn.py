@@ -23,6 +23,7 @@ def wgkv(
     window: Annotated[int, Option(help="recent tokens that are read without a gate")] = 256,
     weight: Annotated[float, Option(help="of the term that closes gates; 0.16 admits far fewer than 0.04")] = 0.04,
     rows: t.Rows = "text",
+    notes: t.Notes = 16,
     seed: t.Seed = 0,
     set_: t.Set = None,
     field: t.Column = "text",
@@ -45,7 +46,7 @@ def wgkv(
         model, data, out, length, batch, field, dtype, device, checkpointing, shard, save_every, log_every, resume, yes
     )  # fmt: skip
     make = lambda model, geometry, world: WGKV(model, options, world)  # noqa: E731
-    return run.go(make, options, Form(rows, seed), passes=4, board=tensorboard, told=lambda x: _told(x, out))  # type: ignore[arg-type]
+    return run.go(make, options, Form(rows, seed, notes), passes=4, board=tensorboard, told=lambda x: _told(x, out))
 
 
 def locret(
@@ -57,6 +58,7 @@ def locret(
     steps: Annotated[int, Option(help="updates")] = 3000,
     width: Annotated[int, Option(help="units of a layer's network")] = 1024,
     rows: t.Rows = "synthesis",
+    notes: t.Notes = 16,
     seed: t.Seed = 0,
     set_: t.Set = None,
     field: t.Column = "text",
@@ -77,7 +79,7 @@ def locret(
     options = recipe(LocretOptions, set_ or [], {"steps": steps, "width": width, "seed": seed})
     run = Run(model, data, out, length, batch, field, dtype, device, False, shard, save_every, log_every, resume, yes)
     make = lambda model, geometry, world: Locret(model, options, world)  # noqa: E731
-    return run.go(make, options, Form(rows, seed), passes=1, board=tensorboard, told=lambda x: _told(x, out))  # type: ignore[arg-type]
+    return run.go(make, options, Form(rows, seed, notes), passes=1, board=tensorboard, told=lambda x: _told(x, out))
 
 
 def _told(trainer: "Trainer", out: Path) -> str:

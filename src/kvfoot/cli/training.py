@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typer import Option
 
@@ -38,13 +38,16 @@ Resume = Annotated[bool, Option("--resume", help="go on with the run in --out, g
 Yes = Annotated[bool, Option("--yes", help="go on without a GPU, whatever the estimate")]
 Rows = Annotated[str, Option(help="text; passkeys in it; or synthesis: notes, and questions about them with answers")]
 
+Notes = Annotated[int, Option(help="of synthesis: notes in a row, each of 4 facts")]
+
 
 @dataclass(frozen=True)
 class Form:
-    """What rows are made of. passkeys: keys of `words` words each; supervise: as train/passkeys.py."""
+    """What rows are made of. notes: of synthesis. keys of `words` words each; supervise: of passkeys."""
 
-    rows: Literal["text", "passkeys", "synthesis"]
+    rows: str
     seed: int
+    notes: int = 16
     keys: int = 10
     words: int = 32
     supervise: str = "questions"
@@ -63,7 +66,7 @@ class Form:
         if self.rows == "passkeys":
             shape = PasskeyShape(self.keys, self.words, supervise=self.supervise)  # type: ignore[arg-type]
             return Passkeys(text, shape, self.seed)
-        return text if self.rows == "text" else Synthesis(text, SynthesisShape(), self.seed)
+        return text if self.rows == "text" else Synthesis(text, SynthesisShape(self.notes), self.seed)
 
 
 class Run:
@@ -152,7 +155,9 @@ class Run:
     def _described(self, form: Form) -> dict[str, Any]:
         """What the record says about the data."""
         said = {"files": [path.name for path in self.files], "length": self.length}
-        return said if form.rows == "text" else said | {"rows": form.rows}
+        if form.rows == "text":
+            return said
+        return said | {"rows": form.rows} | ({"notes": form.notes} if form.rows == "synthesis" else {})
 
 
 def recipe(kind: type, pairs: list[str], given: Mapping[str, Any]) -> Any:
