@@ -22,7 +22,7 @@ from kvfoot.evaluate.sweep import Sweep
 
 TASKS = {
     "recall": "keys4,keys16,json-numbers,variables,chain",
-    "": "niah_single_1,niah_single_2,niah_multikey_1,passkey_noise,labels,perplexity",
+    "": "niah_single_1,niah_single_2,niah_multikey_1,passkey_noise,icl,perplexity",
 }
 """By model; "" is any other. Development side, on which nothing was trained."""
 CHUNK = 512
