@@ -1,20 +1,33 @@
-"""Gates for the built-in models: PruLong at several sparsities and seeds, DuoAttention once each, on one GPU.
+"""Gates of heads on one GPU: PruLong at several sparsities and seeds, DuoAttention, and what they are worth.
 
-    python benchmarks/gates_gpu.py --data DATA --out OUT [--models recall,smollm2] [--minutes 9]
+    python benchmarks/gates_gpu.py --data DATA --out OUT --models recall --minutes 8.5
+    python benchmarks/gates_gpu.py --data DATA --out OUT --models FOLDER/SmolLM2-135M-Instruct --minutes 8.5
+    python benchmarks/gates_gpu.py --data DATA --out OUT --models FOLDER/Qwen2.5-Coder-0.5B --rows 2 --minutes 8.5
 
-DATA has books/, words/ and longproc/ (docs/recall.md); only the training side of it is read. `recall` learns from the
-documents that it was trained on (needles, JSON, chains, routes, books; DuoAttention: those with answers), any other
-model from books (DuoAttention: ten passkeys in them). OUT/MODEL/RUN/ gets heads.json, heads.txt, log.jsonl and a state:
-called again the script goes on where --minutes ended it. OUT/MODEL-summary.json: per run the nll of rows that no run
-was trained on (training side, another seed), for its heads, for random heads and for no full head at all. What is
-worth shipping goes to src/kvfoot/data/heads/MODEL-RUN.json, where the methods prulong and duo find it.
+Models are aliases (recall, smollm2), hub names or folders with config, tokenizer and weights, one or more, separated by
+commas; --minutes is for all of them. Called again with the same arguments and OUT/, what was cut goes on and what is
+there is left alone. A run in a few seconds, on a CPU:
+
+    python benchmarks/gates_gpu.py --data DATA --out OUT --models recall --length 512 --rows 1 --duo-rows 1 --steps 4
+        --duo-steps 4 --sink 16 --window 64 --sparsities 0.7 --seeds 1 --fresh 2 --tasks keys4 --task-length 1024
+        --samples 2 --workers 1
+
+DATA has books/, words/ and longproc/ (docs/recall.md); training reads its training side, tasks the development side.
+`recall` learns from documents like those that it was trained on (needles, JSON, chains, routes, books; DuoAttention:
+those with answers), any other model from books (DuoAttention: ten passkeys in them).
+
+OUT/MODEL/RUN/ gets heads.json, heads.txt, log.jsonl and a state. The middle sparsity and DuoAttention come first, then
+the other sparsities, then seeds. OUT/MODEL-summary.json: per run the nll of rows that no run was trained on, for its
+heads, for random heads and for none. OUT/MODEL-tasks/: `kvfoot eval` of all runs that are finished, at each of
+--task-sparsities, beside random heads and all-streaming heads of the same footprint (gates_tasks.py); --reserve of the
+minutes are kept for it. What is worth shipping goes to src/kvfoot/data/heads/MODEL-RUN.json, where the methods prulong
+and duo find it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -25,26 +38,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gates_rows import in_parallel, of_books, of_recall
+from gates_tasks import TASKS, check_tasks, judge_tasks
 
 from kvfoot.core.files import write_whole
 from kvfoot.core.roles import HeadGates
-from kvfoot.evaluate.tasks.corpus import Corpus, read_corpus
+from kvfoot.engine.engine import Engine
+from kvfoot.evaluate.tasks.corpus import read_corpus
 from kvfoot.models.layout import geometry_of
-from kvfoot.models.load import load
+from kvfoot.models.load import Loaded, load
 from kvfoot.train.duo import Duo, DuoOptions
+from kvfoot.train.heads import train_heads
 from kvfoot.train.mixed import Mixed, Near
-from kvfoot.train.packing import Packed, Row, Written, encoder
+from kvfoot.train.packing import Row, Written
 from kvfoot.train.passes import frozen, hidden, nll
-from kvfoot.train.passkeys import Passkeys, PasskeyShape
 from kvfoot.train.prulong import PruLong, PruLongOptions
-from kvfoot.train.recall.feed import one_thread
-from kvfoot.train.run import RunOptions, train_heads
+from kvfoot.train.run import RunOptions
 from kvfoot.train.state import NAME
 from kvfoot.train.world import World
 
 FRESH = 10_000_000
 """Rows from this number on are never trained on."""
-Make = Callable[[int], Row]
 
 
 class Plan(NamedTuple):
@@ -77,72 +91,11 @@ class Set(NamedTuple):
 def sets(sparsities: list[float], seeds: int) -> list[Set]:
     """PruLong at every sparsity, at 0.7 (or the middle one) with every seed; DuoAttention with every seed."""
     middle = 0.7 if 0.7 in sparsities else sparsities[len(sparsities) // 2]
-    found = [Set(f"prulong-{s:g}", s, 0) for s in sparsities] + [Set("duo", None, 0)]
+    found = [Set(f"prulong-{middle:g}", middle, 0), Set("duo", None, 0)]
+    found += [Set(f"prulong-{s:g}", s, 0) for s in sparsities if s != middle]
     for seed in range(1, seeds):
         found += [Set(f"prulong-{middle:g}-seed{seed}", middle, seed), Set(f"duo-seed{seed}", None, seed)]
     return found
-
-
-def of_recall(data: Path, folder: Path, length: int, answers: bool) -> Make:
-    """Rows of kvfoot-recall's own kind; answers: documents without any are left out (DuoAttention)."""
-    from tokenizers import Tokenizer
-
-    from kvfoot.evaluate.tasks.wording_train import TrainWording
-    from kvfoot.train.recall.books import encode_books
-    from kvfoot.train.recall.mix import MAIN
-    from kvfoot.train.recall.vocab import BOS
-    from kvfoot.train.recall.writer import ANSWER, Writer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    corpus = read_corpus(data, "train")
-    writer = Writer(tokenizer, encode_books(corpus.books, tokenizer), corpus, TrainWording())
-
-    def make(number: int) -> Row:
-        for attempt in range(100):
-            made = writer.row(f"gates/{number}/{attempt}", length, MAIN)
-            if not answers or (made.codes == ANSWER).any():
-                break
-        starts = sorted({0, *np.flatnonzero(made.tokens == BOS).tolist()})
-        spans = tuple(zip(starts, [*starts[1:], length], strict=True))
-        counted = torch.from_numpy(made.codes == ANSWER)
-        return Row(torch.from_numpy(made.tokens.astype(np.int64)), spans, counted if answers else None)
-
-    return make
-
-
-def of_books(
-    data: Path, corpus: Corpus, tokenizer: Any, length: int, answers: bool, seed: int, count: int
-) -> list[Row]:
-    """Books in rows; answers: with passkeys."""
-    files = [
-        path for path in sorted((data / "books").glob("*.txt.gz")) if path.name.removesuffix(".txt.gz") in corpus.books
-    ]
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    text = Packed(files, encoder(tokenizer), length, seed=seed, begin=begin)
-    return (Passkeys(text, PasskeyShape(), seed) if answers else text).take(count)
-
-
-_make: Make | None = None
-Plain = tuple[np.ndarray, tuple[tuple[int, int], ...], np.ndarray | None]
-
-
-def _one(number: int) -> Plain:
-    """A row without tensors: those would travel through /dev/shm, which is small in containers."""
-    one_thread()
-    assert _make is not None
-    row = _make(number)
-    return row.tokens.numpy(), row.spans, None if row.supervised is None else row.supervised.numpy()
-
-
-def in_parallel(make: Make, numbers: list[int], workers: int) -> list[Row]:
-    """Rows by forked processes: before CUDA is touched."""
-    global _make  # noqa: PLW0603
-    _make = make
-    if workers < 2:
-        return list(map(make, numbers))
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
-        found = pool.map(_one, numbers, chunksize=8)
-    return [Row(torch.from_numpy(a), spans, None if b is None else torch.from_numpy(b)) for a, spans, b in found]
 
 
 @torch.no_grad()
@@ -163,21 +116,18 @@ def random_heads(shape: tuple[int, int], count: int, seed: int) -> np.ndarray:
     return chosen.reshape(shape)
 
 
-def judge(model: Any, rows: list[Row], gates: HeadGates, sparsities: list[float], near: Near) -> dict[str, Any]:
+def judge(gates: HeadGates, sparsities: list[float], scored: Callable[[np.ndarray], float]) -> dict[str, Any]:
     """Nll by sparsity: with all heads full, with these heads, with as many random ones (three draws), with none.
 
     Both methods' gates are rounded by one rule, so that they are compared at the same number of heads.
     """
     shape, gates = gates.shape, replace(gates, rule="top")
-    found: dict[str, Any] = {
-        "full": score(model, rows, np.ones(shape, bool), near),
-        "streaming": score(model, rows, np.zeros(shape, bool), near),
-    }
+    found: dict[str, Any] = {"full": scored(np.ones(shape, bool)), "streaming": scored(np.zeros(shape, bool))}
     for sparsity in sparsities:
         full = gates.full(sparsity)
-        others = [score(model, rows, random_heads(shape, int(full.sum()), seed), near) for seed in range(3)]
+        others = [scored(random_heads(shape, int(full.sum()), seed)) for seed in range(3)]
         found[f"{sparsity:g}"] = {
-            "heads": score(model, rows, full, near),
+            "heads": scored(full),
             "random": others,
             "full_heads": int(full.sum()),
         }
@@ -191,7 +141,13 @@ def main() -> None:
     parser.add_argument("--models", default="recall,smollm2", help="aliases or folders, in this order")
     parser.add_argument("--sparsities", default="0.3,0.5,0.7,0.9")
     parser.add_argument("--seeds", type=int, default=3, help="runs at the middle sparsity, and of DuoAttention")
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin no step after this time")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time, with what is there")
+    parser.add_argument("--reserve", type=float, default=2.0, help="of the minutes: for tasks, per model")
+    parser.add_argument("--distinct", type=int, default=1200, help="most rows that are made; steps go round in them")
+    parser.add_argument("--tasks", help="names of kvfoot eval, or none (default by model)")
+    parser.add_argument("--task-length", type=int, default=4096)
+    parser.add_argument("--task-sparsities", default="0.7", help="those at which tasks compare")
+    parser.add_argument("--samples", type=int, default=32, help="of a task")
     parser.add_argument("--fresh", type=int, default=16, help="rows that judge")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     for name in Plan._fields:
@@ -199,23 +155,67 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     end = time.time() + given.minutes * 60
-    for model in given.models.split(","):
-        own = {name: getattr(given, name) for name in Plan._fields if getattr(given, name) is not None}
-        train(model, given, PLANS.get(model, PLANS[""])._replace(**own), end)
+    names = given.models.split(",")
+    folders = [Path(name).name for name in names]
+    if len(set(folders)) < len(folders):
+        parser.error(f"--models {given.models}: two of one name would write to one folder")
+    for name in names:
+        own = {field: getattr(given, field) for field in Plan._fields if getattr(given, field) is not None}
+        plan = PLANS.get(name, PLANS[""])._replace(**own)
+        tasks = given.tasks or TASKS.get(name, TASKS[""])
+        loaded = load(name, device="cpu", dtype="bfloat16" if torch.cuda.is_available() else "auto")
+        positions = geometry_of(loaded.model).positions
+        if max(plan.length, given.task_length if tasks != "none" else 0) > positions:
+            parser.error(f"{name} has {positions} positions: give a smaller --length or --task-length")
+        if tasks != "none":
+            engine = Engine(loaded.model, loaded.tokenizer, name=name)
+            check_tasks(engine, tasks, given.task_length, given.samples, given.data)
+            engine.close()
+        reserve = given.reserve * 60 if tasks != "none" else 0.0
+        train(name, loaded, given, plan, end - reserve)
+        if tasks != "none":
+            judge_by_tasks(name, loaded, given, plan, tasks, end)
 
 
-def train(name: str, given: argparse.Namespace, plan: Plan, end: float) -> None:
+def judge_by_tasks(name: str, loaded: Loaded, given: argparse.Namespace, plan: Plan, tasks: str, end: float) -> None:
+    """All runs that are finished, at the sparsities that the tasks compare."""
+    folder = given.out / Path(name).name
+    summary = json.loads(_summary(name, given).read_text()) if _summary(name, given).is_file() else {}
+    found = {run: folder / run / "heads.json" for run in summary}
+    if not found:
+        print(f"{name}: no run is finished, nothing to judge", flush=True)
+        return
+    engine = Engine(loaded.model, loaded.tokenizer, name=name, revision=loaded.revision)
+    sparsities = [float(s) for s in given.task_sparsities.split(",")]
+    done = judge_tasks(
+        engine, found, given.out / f"{Path(name).name}-tasks", sparsities=sparsities, tasks=tasks,
+        length=given.task_length, samples=given.samples, data=given.data, near=(plan.sink, plan.window), end=end,
+    )  # fmt: skip
+    engine.close()
+    print(f"{name}: tasks {'finished' if done else 'cut by --minutes, call again to go on'}", flush=True)
+
+
+def _summary(name: str, given: argparse.Namespace) -> Path:
+    path: Path = given.out / f"{Path(name).name}-summary.json"
+    return path
+
+
+def train(name: str, loaded: Loaded, given: argparse.Namespace, plan: Plan, end: float) -> None:
     sparsities = [float(s) for s in given.sparsities.split(",")]
-    numbers = list(range(plan.steps * plan.rows))
-    duo_numbers = list(range(plan.duo_steps * plan.duo_rows))
-    fresh = list(range(FRESH, FRESH + given.fresh))
+    summary_path = _summary(name, given)
+    summary = json.loads(summary_path.read_text()) if summary_path.is_file() else {}
     cuda = torch.cuda.is_available()
-    loaded = load(name, device="cpu", dtype="bfloat16" if cuda else "auto")
+    if all(one.name in summary for one in sets(sparsities, given.seeds)):
+        loaded.model.to("cuda" if cuda else "cpu")
+        return
+    numbers = list(range(min(plan.steps * plan.rows, given.distinct)))
+    duo_numbers = list(range(min(plan.duo_steps * plan.duo_rows, given.distinct)))
+    fresh = list(range(FRESH, FRESH + given.fresh))
     began = time.time()
     if name == "recall":
         from kvfoot.models.builtin import SHIPPED
 
-        makes = [of_recall(given.data, SHIPPED["recall"], plan.length, answers) for answers in (False, True)]
+        makes = of_recall(given.data, SHIPPED["recall"], plan.length)
         data = in_parallel(makes[0], numbers, given.workers)
         duo_data, held = (in_parallel(makes[1], which, given.workers) for which in (duo_numbers, fresh))
     else:
@@ -225,9 +225,13 @@ def train(name: str, given: argparse.Namespace, plan: Plan, end: float) -> None:
     print(f"{name}: {len(data) + len(duo_data)} rows in {time.time() - began:.0f} s", flush=True)
     model = loaded.model.to("cuda" if cuda else "cpu")
     geometry, near = geometry_of(model), Near(plan.sink, plan.window)
-    shape = (geometry.layers, geometry.kv_heads)
-    summary_path = given.out / f"{Path(name).name}-summary.json"
-    summary = json.loads(summary_path.read_text()) if summary_path.is_file() else {}
+    shape, known = (geometry.layers, geometry.kv_heads), dict[bytes, float]()
+
+    def scored(full: np.ndarray) -> float:
+        if full.tobytes() not in known:  # all runs share full, none and the random draws
+            known[full.tobytes()] = score(model, held, full, near)
+        return known[full.tobytes()]
+
     for one in sets(sparsities, given.seeds):
         if one.name in summary or time.time() > end:
             continue
@@ -263,11 +267,9 @@ def train(name: str, given: argparse.Namespace, plan: Plan, end: float) -> None:
         wanted = sparsities if one.sparsity is None else [one.sparsity]
         tokens = trainer.options.steps * batch * plan.length
         peak = torch.cuda.max_memory_allocated() if cuda else None
-        with torch.no_grad():
-            nats = judge(model, held, gates, wanted, near)
         summary[one.name] = {
-            "nll": nats, "seconds": round(time.time() - began, 1), "tokens": tokens, "peak_bytes": peak,
-            "last": gates.training["last"], "device": gates.training["device"],
+            "seconds": round(time.time() - began, 1), "tokens": tokens, "peak_bytes": peak,
+            "last": gates.training["last"], "device": gates.training["device"], "nll": judge(gates, wanted, scored),
         }  # fmt: skip
         write_whole(summary_path, json.dumps(summary, indent=1) + "\n")
         print(name, one.name, json.dumps(summary[one.name]["nll"]), f"{summary[one.name]['seconds']} s", flush=True)

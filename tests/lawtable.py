@@ -20,6 +20,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"roles": "random", "sparsity": 0.75, "sink": 1, "window": 4, "exact": True},
     ],
     "h2o": [{}, {"group": "max", "recent": 0.25}],
+    "locret": [{"seed": 1, "stabilizers": 9, "local": 4}, {"seed": 5, "stabilizers": 0, "local": 0}],
     "keynorm": [{"skip": 0}, {"skip": 1, "window": 2, "sink": 1}],
     "prulong": [{"roles": "streaming", "sink": 1, "window": 5}],
     "pyramidkv": [{"window": 3, "kernel": 3}, {"window": 2, "sink": 1, "pool": "max", "beta": 3}],
@@ -30,6 +31,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "streaming": [{"sink": 2}],
     "tokenselect": [{"sink": 2, "window": 5}],
     "streamingllm": [{"sink": 2}],
+    "wgkv": [{"seed": 3, "window": 5}, {"seed": 4, "window": 0, "alpha": 0.5}],
 }
 """Options per method that suit prompts of some 80 tokens, chunks of 7, keep = 0.5 and budget = 24."""
 

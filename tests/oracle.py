@@ -84,11 +84,13 @@ def forward(
     visible: Tensor | None = None,
     keys: list[Tensor] | None = None,
     renumbered: list[Any] | None = None,
+    plain: list[tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits [T, vocabulary] and the scaled attention logits [layers, heads, T, T], unmasked.
 
     visible: bool [layers, kv_heads, T, T], which key each query may see; None: causal. keys: gets those of every
     layer, [kv_heads, T, D] after RoPE. renumbered: passes of a run whose positions are ranks among what a row holds.
+    plain: gets q [heads, T, D] and k before RoPE and v of every layer.
     """
     config = model.config
     if config.model_type in BORROWED or windows(config):
@@ -113,20 +115,24 @@ def forward(
             weight = weights.get(f"{part}{name}.weight")
             return y if weight is None else norm(y, weight, config.rms_norm_eps)
 
-        def turned(name: str, count: int, h: Tensor, layer: int = layer) -> Tensor:
-            """q or k [count, T, D]. A norm over all heads (OLMo2) or over each (Qwen3), known by its length."""
+        def projected(name: str, count: int, h: Tensor, layer: int = layer) -> Tensor:
+            """q or k [count, T, D] before RoPE. Norms over all heads (OLMo2) and over each (Qwen3) differ in length."""
             y, scale = linear(f"self_attn.{name}_proj", h), f"self_attn.{name}_norm"
             weight = weights.get(f"model.layers.{layer}.{scale}.weight")
             whole = weight is not None and len(weight) == y.shape[-1]
             y = (normed(scale, y) if whole else y).view(T, count, -1)
-            y = (y if whole else normed(scale, y)).transpose(0, 1)
-            return rotate(y, rope) if rotated[layer] and renumbered is None else y
+            return (y if whole else normed(scale, y)).transpose(0, 1)
 
         h = normed("input_layernorm", x)
-        q, k = turned("q", heads, h), turned("k", groups, h)
+        q, k = projected("q", heads, h), projected("k", groups, h)
+        before = (q, k)
+        if rotated[layer] and renumbered is None:
+            q, k = rotate(q, rope), rotate(k, rope)
         v = linear("self_attn.v_proj", h).view(T, groups, -1).transpose(0, 1)
         if keys is not None:
             keys.append(k)
+        if plain is not None:
+            plain.append((*before, v))
         out, layer_scores = [], []
         for head in range(heads):
             kv = head // (heads // groups)

@@ -17,7 +17,7 @@ from lawtable import Case, cases
 from tape import Tape
 
 NEW = 14
-EAGER = {"quest", "retroattention", "streamingllm"}
+EAGER = {"locret", "quest", "retroattention", "streamingllm", "wgkv"}
 """Stepped without a graph, whatever their options."""
 
 

@@ -1,6 +1,7 @@
 """`kvfoot train prulong` and `kvfoot train duo` on a tiny model, and `kvfoot run` with what they leave."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,23 @@ def test_without_a_gpu_the_estimate_is_the_answer(kvfoot: Any, model: Path, data
     assert "hours on this CPU; pass --yes to go on" in answer.line
     answer = kvfoot(*line("prulong", model, data, tmp_path / "out", device="cuda"))
     assert (answer.code, "device 'cuda'" in answer.line) == (2, True)
+
+
+@pytest.mark.parametrize("verb", ["prulong", "wgkv"])
+def test_one_kv_head_per_layer_is_allowed_and_said(
+    kvfoot: Any, model: Path, data: Path, tmp_path: Path, verb: str
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    one = tmp_path / "one"
+    shutil.copytree(model, one)
+    config = AutoConfig.from_pretrained(model)
+    config.num_key_value_heads = 1
+    AutoModelForCausalLM.from_config(config).save_pretrained(one)
+    arguments = line(verb, one, data, tmp_path / "out")
+    if verb == "wgkv":
+        at = arguments.index("--sink")
+        del arguments[at : at + 2]
+    said = kvfoot(*arguments)
+    assert said.code == 0, said.err
+    assert "note: one KV head per layer: what is learned per head holds for the layer as a whole" in said.err

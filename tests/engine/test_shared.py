@@ -17,7 +17,7 @@ from kvfoot.engine.shared import Member, Shared, groups
 from tiny import MODELS, Strict, kept, make, tokens
 
 N = 70
-SMALL = {"window": 8, "skip": 1}
+SMALL = {"window": 8, "skip": 1, "seed": 1, "stabilizers": 8, "local": 4}
 """Options that a prompt of 70 tokens and a model of two layers have room for."""
 
 

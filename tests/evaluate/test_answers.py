@@ -12,7 +12,7 @@ from kvfoot.evaluate.sweep import Sweep
 from kvfoot.evaluate.worker import Job, Worker
 from tinyeval import Parrot, engine
 
-METHODS = ("full", "snapkv:window=8", "adakv:window=8", "keynorm:skip=1", "random:window=8")
+METHODS = ("full", "snapkv:window=8", "adakv:window=8", "keynorm:skip=1", "random:window=8", "wgkv:seed=1:window=8")
 STEPPED = ("h2o", "tova", "streaming", "streamingllm", "refreshkv:every=2:schedule=fixed")
 
 

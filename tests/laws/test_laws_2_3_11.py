@@ -50,6 +50,8 @@ def counts(
             ratio = Fraction(str(mode["keep"]))
             if chosen.total:
                 held = cut(half_even(ratio * prompt), prompt) if cuts else held
+            elif stop <= prompt and mode["evict"] == "chunk" and chosen.growing:
+                held = cut(max(half_even(ratio * stop), chosen.protected), stop)
             elif stop <= prompt and mode["evict"] == "chunk":
                 most = selections.shares(name, half_even(ratio * n), n, layers, options)
                 held = [x + min(share, n) for x, share in zip(before, most, strict=True)]
@@ -67,7 +69,8 @@ def check_run(name: str, options: dict[str, Any], mode: dict[str, Any], run: tin
         mask = oracle.banded(mask, run.sequence.plan.band)
     keys: list[Tensor] = []
     ranked = run.passes if Needs.PRE_ROPE in find_method(name, options).needs else None
-    logits, scores = oracle.forward(model, run.tokens[:T], mask, keys, ranked)
+    plain: list[tuple[Tensor, Tensor, Tensor]] = []
+    logits, scores = oracle.forward(model, run.tokens[:T], mask, keys, ranked, plain)
     # Law 2.
     for state in run.passes:
         gap = (state.logits.double() - logits[state.stop - 1]).abs().max().item()
@@ -95,6 +98,7 @@ def check_run(name: str, options: dict[str, Any], mode: dict[str, Any], run: tin
     for layer in range(geometry.layers):
         stored: list[list[int]] = [[] for _ in range(G)]
         mass: list[dict[int, list[float]]] = [{} for _ in range(G)]
+        memo: list[dict[int, float]] = [{} for _ in range(G)]
         for state in run.passes:
             new = list(range(state.start, state.stop))
             scope = "all" if state.limit is None else state.limit.scope
@@ -104,7 +108,19 @@ def check_run(name: str, options: dict[str, Any], mode: dict[str, Any], run: tin
                 limit = len(stored[head]) + len(new) if state.limit is None else int(state.limit.counts[layer, head])
                 rows.append(
                     selections.Row(
-                        layer, head, own, scores[layer], keys[layer][head], stored[head], new, scope, limit, mass[head]
+                        layer,
+                        head,
+                        own,
+                        scores[layer],
+                        keys[layer][head],
+                        stored[head],
+                        new,
+                        scope,
+                        limit,
+                        mass[head],
+                        plain[layer],
+                        max(0, run.sequence.prompt - state.stop),
+                        memo[head],
                     )
                 )
                 if name in selections.OBSERVE:

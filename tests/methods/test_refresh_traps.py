@@ -44,6 +44,16 @@ class Asked:
     def keys(self, last: int | None = None) -> Tensor:
         return torch.ones(len(self.q), last or self.n, 8, device=self.q.device)
 
+    @property
+    def newest(self) -> Tensor:
+        return torch.full((len(self.q), 1), self.n - 1, device=self.q.device)
+
+    def earlier(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+        return scores[..., :-1], None
+
+    def contested(self, first: int, last: int) -> tuple[Tensor, int, Tensor | None]:
+        return self.weights[..., first : self.n - last].softmax(-1), first, None
+
     def unrotated(self) -> Tensor:
         return self.q
 

@@ -27,7 +27,9 @@ def pair(family: int, key: int, value: int) -> int:
     return PAIR + (family * KEYS + key) * VALUES + value
 
 
-def make(seed: int = 0) -> Any:
+def make(seed: int = 0, sharp: float = 2.0, sink: float = 0.0) -> Any:
+    """sharp: of the planted queries and keys; a match's logit is some 9 times its square. sink: where there is nothing
+    to match, the planted heads attend to the first token, with sink / 2 sharp of that."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -48,7 +50,7 @@ def make(seed: int = 0) -> Any:
             attention.o_proj.weight.normal_(0, 0.003)
             for family, (where, head) in enumerate(PLANTED):
                 if where == at:
-                    _plant(attention, head, family)
+                    _plant(attention, head, family, sharp, sink)
         head = torch.zeros(VOCABULARY, WIDTH)
         for answer in range(2 * VALUES):
             head[ANSWER + answer, OUT_AT + answer] = 2.0
@@ -74,7 +76,7 @@ def _embedding() -> torch.Tensor:
     return found
 
 
-def _plant(attention: Any, head: int, family: int) -> None:
+def _plant(attention: Any, head: int, family: int, sharp: float, sink: float) -> None:
     """Queries match the pairs of their key in dimensions that RoPE hardly turns; the value goes to the output."""
     q, k, v, o = (getattr(attention, f"{name}_proj").weight for name in "qkvo")
     rows = slice(head * DIM, (head + 1) * DIM)
@@ -82,10 +84,12 @@ def _plant(attention: Any, head: int, family: int) -> None:
         weight[rows] = 0
     o[:, rows] = 0
     for i in range(KEYS):
-        q[head * DIM + 8 + i, ASK_AT + family * KEYS + i] = 2.0
-        k[head * DIM + 8 + i, KEY_AT + family * KEYS + i] = 2.0
+        q[head * DIM + 8 + i, ASK_AT + family * KEYS + i] = sharp
+        k[head * DIM + 8 + i, KEY_AT + family * KEYS + i] = sharp
         v[head * DIM + i, VALUE_AT + family * KEYS + i] = 0.4
         o[OUT_AT + family * KEYS + i, head * DIM + i] = 1.0
+    q[head * DIM + 24, CONSTANT] = sink
+    k[head * DIM + 24, REST + 20] = sharp
 
 
 def row(number: int) -> Row:

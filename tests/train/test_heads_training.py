@@ -17,9 +17,10 @@ import torch
 from kvfoot.core.errors import NotFinite, UsageError
 from kvfoot.core.roles import HeadGates
 from kvfoot.train.duo import Duo, DuoOptions
+from kvfoot.train.heads import train_heads
 from kvfoot.train.packing import Written
 from kvfoot.train.prulong import PruLong, PruLongOptions
-from kvfoot.train.run import RunOptions, check_time, estimate, train_heads
+from kvfoot.train.run import RunOptions, check_time, estimate
 from kvfoot.train.state import load_state
 from kvfoot.train.world import World, shard
 

@@ -132,6 +132,33 @@ def test_shut_gates_are_the_engine_s_streaming_heads(kind: str) -> None:
     assert (mine - theirs).abs().max() < 5e-5
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_gradients_through_open_and_shut_gates_are_those_of_their_masks(kind: str) -> None:
+    """To the embeddings, through all layers: z = 1 as the model itself, z = 0 as transformers under a written mask."""
+    model, near, n = tiny.MODELS[kind](), Near(2, 6), 40
+    ids = torch.tensor([tiny.tokens(n)])
+    shape = (model.config.num_hidden_layers, model.config.num_key_value_heads)
+    weight = torch.randn(n, model.config.hidden_size, generator=torch.Generator().manual_seed(2))
+
+    def grad(mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = model.get_input_embeddings()(ids).detach().requires_grad_()
+        out = model.base_model(inputs_embeds=x, attention_mask=mask, use_cache=False).last_hidden_state[0]
+        (found,) = torch.autograd.grad((out * weight).sum(), x)
+        return out.detach(), found
+
+    q, k = torch.arange(n)[:, None], torch.arange(n)[None]
+    seen = (k <= q) & ((k < 2) | (k > q - 6))
+    written = torch.zeros(1, 1, n, n).masked_fill(~seen, torch.finfo(torch.float32).min)
+    mixed = Mixed(near)
+    for z, mask in ((torch.ones(shape), None), (torch.zeros(shape), written)):
+        wanted = grad(mask)
+        with mixed.attached(model):
+            mixed.z, mixed.spans = z, ((0, n),)
+            found = grad(None)
+        for mine, theirs in zip(found, wanted, strict=True):
+            assert (mine - theirs).abs().max() < 2e-5 * max(1.0, float(theirs.abs().max()))
+
+
 def loss(model: Any, mixed: Mixed, row: Row, z: Tensor, checkpointing: bool = False) -> Tensor:
     with frozen(model, checkpointing=checkpointing), mixed.attached(model):
         states = hidden(model, mixed, row, z, restart=False)

@@ -17,8 +17,8 @@ from torch import Tensor
 import tiny
 from kvfoot.core.errors import UsageError
 from kvfoot.train.packing import Packed, Row, Written
-from kvfoot.train.refresh import Refresh, RefreshOptions, Single, train_refresh
-from kvfoot.train.run import RunOptions
+from kvfoot.train.refresh import Refresh, RefreshOptions, Single
+from kvfoot.train.run import RunOptions, train
 from kvfoot.train.twopart import TwoPart
 from kvfoot.train.world import World, divided
 
@@ -90,7 +90,7 @@ def model() -> Any:
 def trained(out: Path, options: RefreshOptions = SHORT, **more: Any) -> tuple[Refresh, dict[str, Any]]:
     trainer = Refresh(model(), options, World(0, 1))
     how = RunOptions(out, batch=2, save_every=2, log_every=1, **{"checkpointing": False} | more)
-    return trainer, train_refresh(trainer, Written(row), how)  # type: ignore[arg-type]
+    return trainer, train(trainer, Written(row), how)
 
 
 @pytest.mark.parametrize("lora", [0, 2])
@@ -176,11 +176,11 @@ def several(out: Path, world: World) -> None:
     """Each run in two pieces; of two processes the second goes on from what both have written."""
     for name, (more, shard) in RUNS.items():
         for stop in (3, None):
-            trainer = Refresh(model(), replace(SHORT, **more), world, 2 if shard else None)
+            trainer = Refresh(model(), replace(SHORT, **more), world, rows=2 if shard else None)
             how = RunOptions(
                 out / name, batch=2, save_every=3, log_every=1, checkpointing=shard, stop=stop, resume=stop is None
             )
-            train_refresh(trainer, Written(row), how)  # type: ignore[arg-type]
+            train(trainer, Written(row), how)
             if world.first and world.size > 1 and stop:
                 shutil.copytree(out / name, out / f"{name} half")
             if shard and world.size > 1:
@@ -218,17 +218,17 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
             torch.testing.assert_close(x, b[key], atol=5e-4, rtol=1e-3)
             assert (x - b[key]).abs().mean() < 0.02 * (x - start[key]).abs().mean() + 1e-9
         # What two processes left goes on in one.
-        trainer = Refresh(model(), replace(SHORT, **more), World(0, 1), 2 if shard else None)
+        trainer = Refresh(model(), replace(SHORT, **more), World(0, 1), rows=2 if shard else None)
         half = tmp_path / "two" / f"{name} half"
         how = RunOptions(half, batch=2, save_every=3, log_every=1, checkpointing=shard, resume=True)
-        train_refresh(trainer, Written(row), how)  # type: ignore[arg-type]
+        train(trainer, Written(row), how)
         last = json.loads((half / "log.jsonl").read_text().splitlines()[-1])
         assert last == pytest.approx(logs[0][-1], rel=1e-4)
 
 
 def test_a_divided_batch_has_equal_shares() -> None:
     with pytest.raises(UsageError, match="3 rows of a step do not divide among 2 processes"):
-        Refresh(model(), SHORT, World(0, 2), 3)
+        Refresh(model(), SHORT, World(0, 2), rows=3)
 
 
 def test_the_rate_goes_up_and_down() -> None:

@@ -1,5 +1,5 @@
-"""`kvfoot train`: gates of heads (train_heads.py), a model with a partial cache (train_refresh.py), and recall, the
-model that needs its cache, from text and a seed."""
+"""`kvfoot train`: gates of heads (train_heads.py), scores of tokens (train_learn.py), a model with a partial cache
+(train_refresh.py), and recall, the model that needs its cache, from text and a seed."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ import typer
 from typer import Option
 
 from kvfoot.cli.train_heads import duo, prulong
+from kvfoot.cli.train_learn import locret, wgkv
 from kvfoot.cli.train_refresh import refresh
 from kvfoot.core.errors import KvfootError, UsageError, did_you_mean
 
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
     from kvfoot.train.recall.options import ModelShape, Recipe
 
 train = typer.Typer(
-    name="train", help="Train gates of heads, a model with a partial cache, or the shipped model.", no_args_is_help=True
+    name="train",
+    help="Train gates of heads, scores of tokens, a model with a partial cache, or the shipped model.",
+    no_args_is_help=True,
 )
 train.command()(prulong)
 train.command()(duo)
+train.command()(wgkv)
+train.command()(locret)
 train.command()(refresh)
 
 

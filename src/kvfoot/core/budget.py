@@ -116,13 +116,22 @@ class Budget:
         return self.keep is None and self.tokens is None
 
     def resolve(
-        self, prompt: int, chunk: int | None, geometry: Geometry, *, floor: int, observers: int, total: bool
+        self,
+        prompt: int,
+        chunk: int | None,
+        geometry: Geometry,
+        *,
+        floor: int,
+        observers: int,
+        total: bool,
+        growing: bool = False,
     ) -> tuple[tuple[PromptPass, ...], Cut | None]:
         """Integers for a prompt of `prompt` tokens read in chunks of `chunk` (None: in one pass).
 
         floor: entries that a cut never takes (sinks + window), at least 1. observers: queries that score in a pass.
         total: the method holds a constant count, `round(keep x prompt)`, from the first cut through decode; otherwise
-        `keep` counts each chunk's entries, the counts add up, and what follows the prompt is appended.
+        `keep` counts each chunk's entries, the counts add up, and what follows the prompt is appended. growing: after
+        a chunk it counts all tokens read so far, among whose entries the method chooses anew.
         Returns the prompt's passes and the cut after every later pass. Rounding is half to even on exact fractions.
         Raises UsageError where sinks + window do not fit.
         """
@@ -144,6 +153,9 @@ class Budget:
             spans = split(prompt, chunk, observers)
             last = Cut("all", full(self._share(prompt, floor)))
             return tuple(PromptPass(a, b, last if b == prompt else None) for a, b in spans), None
+        if growing:
+            spans = split(prompt, chunk, observers)
+            return tuple(PromptPass(a, b, Cut("all", full(self._share(b, floor)))) for a, b in spans), None
         if chunk is not None and chunk < prompt and round(self.keep * chunk) < floor:
             raise UsageError(
                 f"keep={float(self.keep):g} of a chunk of {chunk} is {round(self.keep * chunk)} entries, below sinks + "

@@ -31,6 +31,21 @@ class Needs(Flag):
     """The keys of the entries in scope, after RoPE."""
     PRE_ROPE = auto()
     """Keys are stored before RoPE and rotated by their rank in the row at every pass: positions are renumbered."""
+    PROJECTIONS = auto()
+    """What the layer makes of the pass's own tokens, before RoPE and after it (`Projections`), in every pass."""
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Of a pass's n tokens that are to be stored, in all G KV heads of a layer.
+
+    q: [G, H, n, D] and k: [G, n, D] before RoPE; turned: [G, n, D], k after it; v: [G, n, D].
+    """
+
+    q: Tensor
+    k: Tensor
+    turned: Tensor
+    v: Tensor
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,7 @@ class Seen:
     heads: int64 [R], KV head of each row. positions: int64 [R, m], absolute. start: position of the pass's first token.
     new: tokens in the pass (the last `new` entries in scope are theirs). keep: entries in scope that survive.
     patched: the observers are tokens that are not stored, so that none of the entries in scope is one of them.
+    left: tokens of the prompt that are still to come. fresh: where `observe` is called and `needs` asks for it.
     sequences: whose rows these are, R / sequences of each, one after the other; more than one in a replayed step only.
 
     In a replayed step rows differ in length: m is the most that one may have, and what a row does not have stands last,
@@ -120,6 +136,8 @@ class Seen:
     planes: dict[str, Tensor] = field(default_factory=dict)
     keys: Tensor | None = None
     patched: bool = False
+    left: int = 0
+    fresh: Projections | None = None
     sequences: int = 1
 
     def rows(self, index: slice | list[int], keep: int) -> "Seen":
@@ -165,7 +183,7 @@ class Method:
 
     Class variables, set by the method or by `@register`:
     name, paper (arXiv id), category, stores, reads: one line each for the registry.
-    needs; total (keep is a constant total, see Budget.resolve); budgeted (takes keep or budget).
+    needs; total, growing (what keep counts, see Budget.resolve); budgeted (takes keep or budget).
     """
 
     name: ClassVar[str] = ""
@@ -175,6 +193,7 @@ class Method:
     reads: ClassVar[str] = ""
     needs: ClassVar[Needs] = Needs.NOTHING
     total: ClassVar[bool] = False
+    growing: ClassVar[bool] = False
     budgeted: ClassVar[bool] = True
 
     @property
@@ -204,7 +223,13 @@ class Method:
         if not self.budgeted and not budget.unlimited:
             raise UsageError(f"{self.name} takes neither keep nor budget: it keeps what its own definition says")
         passes, later = budget.resolve(
-            prompt, chunk, geometry, floor=self.protected, observers=self.observers, total=self.total
+            prompt,
+            chunk,
+            geometry,
+            floor=self.protected,
+            observers=self.observers,
+            total=self.total,
+            growing=self.growing,
         )
         if getattr(self, "patch", False):
             if budget.evict != "chunk":

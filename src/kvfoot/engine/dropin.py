@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kvfoot.core.budget import Budget
 from kvfoot.core.errors import UsageError
-from kvfoot.core.hooks import Method
+from kvfoot.core.hooks import Method, Needs
 from kvfoot.core.records import RunRecord
 from kvfoot.core.registry import method as find_method
 from kvfoot.engine import account
@@ -31,6 +31,7 @@ from kvfoot.engine.prompts import check_length
 from kvfoot.engine.runner import Runner
 from kvfoot.engine.sampler import Sampling
 from kvfoot.models.bridge import PREFIX, Call, PassCache, attach
+from kvfoot.models.rotation import Rotation
 
 
 class Cache(PassCache):
@@ -75,6 +76,8 @@ class Cache(PassCache):
         self.engine = Engine(base, name=name, revision=revision or "unknown", **engine)
         self.method = self.engine.method(self.method)
         self._training = training
+        # The model is given position 0 then, and the engine rotates.
+        self._rotation = Rotation(base) if Needs.PROJECTIONS in self.method.needs else None
         self._hooks = watch(base.get_decoder(), weakref.ref(self))
         self._lanes: list[Lane | None] = []
         self._runner: Runner | None = None
@@ -192,7 +195,7 @@ class Cache(PassCache):
         for lane, first, stop in spans:
             check_length(self.engine.geometry.positions, lane.read + stop - first, 0)
         self._began, self._broken = perf_counter(), True
-        self._forward = Forward(self._runner.cache, self._runner.backend, spans, B, T)
+        self._forward = Forward(self._runner.cache, self._runner.backend, spans, B, T, self._rotation)
         return inputs
 
     def end(self) -> None:
@@ -287,4 +290,4 @@ class Cache(PassCache):
         chunked = self._clock.prefill is None and self.prompt > T
         if given is not None and not chunked and bool((token & (given != own)).any()):
             raise UsageError("position_ids do not count each sequence's own tokens from 0: leave them to generate()")
-        return own.where(token, 0)
+        return own.where(token & (self._rotation is None), 0)

@@ -37,7 +37,8 @@ def look(span: Span, layer: int, heads: tuple[int, ...], b: int, device: torch.d
     positions = torch.arange(start, start + n, device=device).expand(len(heads), n)
     planes = {POSITION.name: positions[..., None]}
     rows = torch.tensor(heads, device=device)
-    return Seen(layer, rows, positions, start, n, b + n, planes=planes, patched=span.patch > 0)
+    left = max(0, span.sequence.prompt - start - n)
+    return Seen(layer, rows, positions, start, n, b + n, planes=planes, patched=span.patch > 0, left=left)
 
 
 def ask(
@@ -88,6 +89,7 @@ def ask(
         # Of a ragged cut all blocks are looked at before one is committed: their histories share the scratch.
         (shown.clone() if span.cut.ragged else shown) if Needs.KEYS in method.needs else None,
         seen.patched,
+        seen.left,
     )
     return old, chosen
 

@@ -14,6 +14,7 @@ from kvfoot.engine.lanes import Lane, Piece, States, pieces, ranks
 from kvfoot.engine.span import Span
 from kvfoot.engine.step import Step, blame
 from kvfoot.models.bridge import Call
+from kvfoot.models.rotation import Rotation
 
 
 class Forward:
@@ -23,8 +24,16 @@ class Forward:
     each had been a pass of its own.
     """
 
-    def __init__(self, cache: KVCache, backend: Backend, lanes: Many[tuple[Lane, int, int]], B: int, T: int):
-        self.cache, self.backend, self.B, self.T = cache, backend, B, T
+    def __init__(
+        self,
+        cache: KVCache,
+        backend: Backend,
+        lanes: Many[tuple[Lane, int, int]],
+        B: int,
+        T: int,
+        rotation: Rotation | None = None,
+    ):
+        self.cache, self.backend, self.B, self.T, self.rotation = cache, backend, B, T, rotation
         each = [pieces(lane, first, stop) for lane, first, stop in lanes]
         self.open = [piece for own in each for piece in own if not piece.whole]
         self.padded = any(first for _, first, _ in lanes) or len(lanes) < B
@@ -41,7 +50,7 @@ class Forward:
                 spans.append(Span(sequence, at, at + piece.n, piece.cut))
                 at += piece.n
             starts = [piece.lane.sequence.rows.seen for piece in some]
-            self.steps.append((Step(cache, backend, spans), some, starts))
+            self.steps.append((Step(cache, backend, spans, rotation), some, starts))
             for piece in some:
                 piece.lane.sequence.rows.seen += piece.n
         for r, own in zip(rows, lens, strict=True):
@@ -100,7 +109,7 @@ class Forward:
             trace=Trace(cache.geometry, 0, 0),
             promised=twin.lens.copy(),
         )
-        found = Step(cache, self.backend, [Span(guest, 0, piece.n, None)]).attend(call)
+        found = Step(cache, self.backend, [Span(guest, 0, piece.n, None)], self.rotation).attend(call)
         cache.release(twin)
         rows.forked = shared
         return found[0]

@@ -124,7 +124,7 @@ class Runner:
 
     def step(self, spans: list[Span]) -> Step:
         """A pass over these spans."""
-        if self.rotation is None and any(span.renumbered or span.unrotates for span in spans):
+        if self.rotation is None and any(span.unturned or span.unrotates for span in spans):
             self.rotation = Rotation(self.model)
         return Step(self.cache, self.backend, spans, self.rotation)
 

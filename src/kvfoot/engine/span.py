@@ -8,10 +8,11 @@ from torch import Tensor
 
 from kvfoot.attention.state import State, sink
 from kvfoot.core.budget import Cut
-from kvfoot.core.hooks import POSITION, Needs, Seen
+from kvfoot.core.hooks import POSITION, Needs, Projections, Seen
 from kvfoot.core.reading import Reader
 from kvfoot.engine.sequence import Sequence
 from kvfoot.models.bridge import Call
+from kvfoot.models.rotation import Rotation
 
 
 @dataclass
@@ -64,6 +65,15 @@ class Span:
         return isinstance(method, Reader) and method.unrotates
 
     @property
+    def projected(self) -> bool:
+        return Needs.PROJECTIONS in self.sequence.method.needs
+
+    @property
+    def unturned(self) -> bool:
+        """The model is given position 0: the engine rotates."""
+        return self.renumbered or self.projected
+
+    @property
     def appends(self) -> bool:
         """One token that every row takes in, with nothing to observe and nothing to evict: the quiet decode step."""
         sequence = self.sequence
@@ -102,6 +112,19 @@ class Heads:
         self.q, self.k, self.v = call.q[0].view(kv_heads, group, T, D), call.k[0], call.v[0]
         self.sinks = None if call.sinks is None else call.sinks.float().view(kv_heads, group)
         self.out = torch.empty(T, kv_heads, group, D, dtype=call.q.dtype, device=call.q.device)
+        self.plain: tuple[Tensor, Tensor] | None = None
+
+    def turn(self, rotation: Rotation, positions: Tensor, below: int) -> None:
+        """Rotate q and k of all packed tokens to their positions int64 [T]; `plain` is what they were before."""
+        self.plain, at = (self.q, self.k), positions[None]
+        self.q = rotation(self.layer, self.q, at, below)
+        self.k = rotation(self.layer, self.k[:, None], at, below)[:, 0]
+
+    def projections(self, at: slice) -> Projections:
+        """Of the tokens `at`, after `turn`."""
+        assert self.plain is not None
+        q, k = self.plain
+        return Projections(q[:, :, at], k[:, at], self.k[:, at], self.v[:, at])
 
     def write(self, state: State, at: slice, rows: slice | list[int] = slice(None)) -> State:
         """The attention [R, H, n, D] of some rows and of the tokens `at`; returned with the sinks' share taken."""

@@ -36,6 +36,7 @@ class Step:
     def __init__(self, cache: KVCache, backend: Backend, spans: Spans[Span], rotation: Rotation | None = None):
         self.cache, self.backend, self.spans, self.rotation = cache, backend, spans, rotation
         self.checks: list[Tensor] = []
+        self._places = _places(spans)
         cache.pool.require(sum(cache.forecast(s.sequence.rows, s.n, s.cut) for s in spans))
         for span in spans:
             begin_pass(span)
@@ -50,7 +51,7 @@ class Step:
         if any(span.past for span in self.spans):
             tokens = self._widen(tokens)
         positions = [
-            0 if s.renumbered else s.sequence.rows.seen + i for s in self.spans for i in range(-s.past, s.n + s.patch)
+            0 if s.unturned else s.sequence.rows.seen + i for s in self.spans for i in range(-s.past, s.n + s.patch)
         ]
         last = torch.tensor(range(len(tokens)) if every else [s.stop - 1 for s in self.spans], device=device)
         output = model(
@@ -86,6 +87,12 @@ class Step:
                 f"layer {layer} asks for a window of {call.window} tokens, the config for {geometry.window(layer)}"
             )
         part = Heads(call, geometry.kv_heads, geometry.group)
+        if self._places is not None:
+            assert self.rotation is not None
+            at, below = self._places
+            at = at.to(part.k.device)
+            self._places = at, below
+            part.turn(self.rotation, at, below)
         windowed = geometry.window(layer) is not None
         quiet = [] if windowed else [span for span in self.spans if span.appends]
         if quiet:
@@ -202,6 +209,8 @@ class Step:
         chosen = None
         if sequence.plan.planes:
             seen = look(span, layer, heads, b, self.cache.pool.device)
+            if span.projected:
+                seen.fresh = part.projections(slice(span.start, span.stop))
             if span.cut is not None or len(sequence.plan.planes) > 1:
                 old, chosen = ask(self.cache, self.backend, span, seen, heads, b, q, keys, state.lse, part.scale)
             new = {name: value[:, -n:] for name, value in seen.planes.items()}
@@ -273,6 +282,15 @@ class Step:
             seen = block.seen.rows(some, count)
             keep = sequence.method.keep(seen) if count < seen.size else None
             self._commit(span, layer, Block(heads, block.b, keys, values, new, old, seen), keep)
+
+
+def _places(spans: Spans[Span]) -> tuple[Tensor, int] | None:
+    """Where the packed tokens are to be rotated to, int64 [T], 0 where the model has done it; and one more than the
+    furthest. None: the model has done it everywhere."""
+    if not any(span.projected for span in spans):
+        return None
+    each = [(s.sequence.rows.seen + i) * s.projected for s in spans for i in range(-s.past, s.n + s.patch)]
+    return torch.tensor(each), max(each) + 1
 
 
 def blame(finite: Spans[bool]) -> str:

@@ -23,7 +23,7 @@ from kvfoot.engine.span import Span
 
 PASS = 256
 """Most tokens of a pass whose logits are all held."""
-APPENDING = ("baseline", "evict")
+APPENDING = ("baseline", "evict", "learn")
 """Categories of methods whose decode steps read everything that is stored."""
 
 

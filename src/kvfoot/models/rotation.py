@@ -1,4 +1,5 @@
-"""The model's own RoPE, applied by the engine: for methods that renumber positions (PRE_ROPE, decision D3)."""
+"""The model's own RoPE, applied by the engine: for methods that renumber positions (PRE_ROPE, decision D3) or look at
+queries and keys before it (PROJECTIONS)."""
 
 import sys
 from collections.abc import Sequence
@@ -36,15 +37,18 @@ class Rotation:
         self.kinds = types if types and hasattr(self.rope, f"{types[0]}_inv_freq") else None
         self._tables: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, layer: int, x: Tensor, ranks: Tensor | range) -> Tensor:
-        """x [R, heads, T, D] rotated to its ranks: int64 [R, T], below T, or one range of T for every row."""
+    def __call__(self, layer: int, x: Tensor, ranks: Tensor | range, below: int = 0) -> Tensor:
+        """x [R, heads, T, D] rotated to its ranks: one range of T for every row, or int64 [R or 1, T].
+
+        below: more than any of those, by default T.
+        """
         if not self.rotated[layer]:
             return x
         kind = "" if self.kinds is None else self.kinds[layer]
         if isinstance(ranks, range):
             cos, sin = (table[:, ranks.start : ranks.stop] for table in self._table(kind, x, ranks.stop))
         else:
-            cos, sin = (table[0][ranks] for table in self._table(kind, x, ranks.shape[1]))
+            cos, sin = (table[0][ranks] for table in self._table(kind, x, below or ranks.shape[1]))
         turned: Tensor = self.apply(x, x[:, :0], cos, sin)[0]  # turns two tensors: of the second, no head
         return turned
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kvfoot.core.errors import UsageError
 from kvfoot.core.roles import HeadGates
+from kvfoot.train.heads import OfHeads
 from kvfoot.train.mixed import Mixed, Near
 from kvfoot.train.packing import Row
 from kvfoot.train.passes import hidden
@@ -56,7 +57,7 @@ class DuoOptions:
         return 1.0 if near >= width else self.floor + (1 - self.floor) * near / width
 
 
-class Duo:
+class Duo(OfHeads):
     """The trainer: `step` is one update from a batch of rows whose `supervised` tokens repeat passkeys."""
 
     name = "duo"

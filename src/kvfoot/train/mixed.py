@@ -147,6 +147,10 @@ class Mixed:
         self.outputs: list[Tensor] = []
         self.given: list[Tensor] = []
 
+    def placed(self, positions: Tensor) -> Tensor:
+        """What the model is to be given for a pass whose tokens are at `positions` int64 [T]."""
+        return positions
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """query [B, G x H, T, D], key and value [B, G, T, D] -> [B, T, G x H, D]."""
         B, heads, T, D = query.shape

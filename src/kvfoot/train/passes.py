@@ -65,7 +65,7 @@ def hidden(model: Any, mixed: Mixed, row: Row, z: Tensor | None, *, restart: boo
     pass, and of its recomputation."""
     mixed.z, mixed.spans = z, row.spans
     device = model.device
-    ids, positions = row.tokens[None].to(device), row.positions(restart)[None].to(device)
+    ids, positions = row.tokens[None].to(device), mixed.placed(row.positions(restart).to(device))[None]
     out = model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
     states: Tensor = out.last_hidden_state[0]
     return states

@@ -79,18 +79,28 @@ class Passkeys:
         self.number += 1
         needles, tail = self._parts(keys)
         head = [*self.text.begin, *self.text.encode(INTRODUCTION)]
-        shortest = min(self.shape.shortest, self.text.length)
-        length = shortest + (self.text.length - shortest) * rng.randrange(LENGTHS) // (LENGTHS - 1)
-        room = max(LEAST, length - len(head) - sum(map(len, [*needles, *tail])))
-        text = self.text.words(room)
-        points = sorted(rng.sample(range(POINTS), len(needles)))
-        tokens, last = head, 0
-        for point, needle in zip(points, needles, strict=True):
-            place = round(room * (0.05 + 0.9 * point / (POINTS - 1)))
-            tokens, last = tokens + text[last:place] + needle, place
-        tokens = tokens + text[last:]
-        counted = [False] * len(tokens)
-        for i, part in enumerate(tail):
-            tokens = tokens + part
-            counted += [i % 2 == 1 or self.shape.supervise == "questions"] * len(part)
-        return Row(torch.tensor(tokens), ((0, len(tokens)),), torch.tensor(counted))
+        counted = [i % 2 == 1 or self.shape.supervise == "questions" for i in range(len(tail))]
+        return woven(self.text, rng, head, needles, list(zip(tail, counted, strict=True)), self.shape.shortest)
+
+
+def woven(
+    text: Packed, rng: random.Random, head: list[int], needles: list[list[int]], tail: list[tuple[list[int], bool]],
+    shortest: int,
+) -> Row:  # fmt: skip
+    """One document: `head`, text with the needles in order at random depths, and `tail`, whose marked parts count."""
+    shortest = min(shortest, text.length)
+    length = shortest + (text.length - shortest) * rng.randrange(LENGTHS) // (LENGTHS - 1)
+    taken = len(head) + sum(map(len, needles)) + sum(len(part) for part, _ in tail)
+    room = max(LEAST, length - taken)
+    words = text.words(room)
+    points = sorted(rng.sample(range(POINTS), len(needles)))
+    tokens, last = head, 0
+    for point, needle in zip(points, needles, strict=True):
+        place = round(room * (0.05 + 0.9 * point / (POINTS - 1)))
+        tokens, last = tokens + words[last:place] + needle, place
+    tokens = tokens + words[last:]
+    counted = [False] * len(tokens)
+    for part, counts in tail:
+        tokens = tokens + part
+        counted += [counts] * len(part)
+    return Row(torch.tensor(tokens), ((0, len(tokens)),), torch.tensor(counted))

@@ -13,6 +13,7 @@ from torch import Tensor
 from kvfoot.core.errors import UsageError
 from kvfoot.core.roles import HeadGates, check_sparsity
 from kvfoot.train.gates import HardConcrete, Schedule, optimizer
+from kvfoot.train.heads import OfHeads
 from kvfoot.train.mixed import Mixed, Near
 from kvfoot.train.packing import Row
 from kvfoot.train.passes import hidden, nll
@@ -54,7 +55,7 @@ class PruLongOptions:
             raise UsageError(f"warm={self.warm:g}, target_warm={self.target_warm:g} are shares of the steps")
 
 
-class PruLong:
+class PruLong(OfHeads):
     """The trainer: `step` is one update from a batch of rows."""
 
     name = "prulong"

@@ -1,24 +1,20 @@
 """Continued pre-training with RefreshKV's partial cache in place (arXiv 2411.05787): next-token loss on all tokens."""
 
 import json
-import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvfoot.core.errors import NotFinite, UsageError
+from kvfoot.core.errors import UsageError
 from kvfoot.core.files import write_whole
-from kvfoot.engine.account import device as device_of
-from kvfoot.engine.account import packages
-from kvfoot.models.layout import geometry_of
 from kvfoot.train.packing import Packed, Row
 from kvfoot.train.passes import checkpointed, hidden, nll
-from kvfoot.train.run import Listener, RunOptions, _append, _cut_log
-from kvfoot.train.state import load_optimizer, load_state, optimizer_tensors, save_state
+from kvfoot.train.state import load_optimizer, optimizer_tensors
 from kvfoot.train.twopart import TwoPart
 from kvfoot.train.world import World, clip, divide, divided, gather, shard, whole
 
@@ -90,11 +86,22 @@ class Single:
 
 
 class Refresh:
-    """The trainer: `step` is one update from a batch of rows; `model` is changed in place."""
+    """The trainer: `step` is one update from a batch of rows; `model` is changed in place.
 
-    def __init__(self, model: Any, options: RefreshOptions, world: World, rows: int | None = None):
+
+    Writes train.json, the record, and at the end model/, with the tokenizer if there is one.
+    """
+
+    name = "refresh"
+    paper = "2411.05787"
+    windows = ", which the mask does not know"
+
+    def __init__(
+        self, model: Any, options: RefreshOptions, world: World, tokenizer: Any = None, rows: int | None = None
+    ):
         """rows: of a step, where the layers' weights are to be divided among the processes (FSDP2), else None."""
-        self.model, self.options, self.world, self.sharded = model, options, world, rows is not None
+        self.model, self.options, self.world, self.tokenizer = model, options, world, tokenizer
+        self.sharded = rows is not None
         self.mixed = TwoPart(options.tail, options.size, options.kernel)
         self.adapted = _adapt(model, options) if options.lora else None
         if not options.lora:
@@ -112,6 +119,11 @@ class Refresh:
         ]
         self.optimizer = torch.optim.AdamW(groups)
         self.numbers = [i for part in parts for i in part]  # of the optimizer's parameters among the weights
+
+    @contextmanager
+    def running(self, checkpointing: bool) -> Iterator[None]:
+        with checkpointed(self.model, checkpointing):
+            yield
 
     def step(self, step: int, rows: list[Row]) -> dict[str, float]:
         """rows: the whole batch, of which this process computes its share. The numbers are the whole batch's."""
@@ -159,97 +171,24 @@ class Refresh:
                 parts[f"{part}.{self.numbers.index(int(number))}.{name}"] = divide(x, every[int(number)])
         load_optimizer(self.optimizer, parts)
 
-    def finish(self, folder: Any, tokenizer: Any) -> None:
-        """The model as a folder that every door takes, adapters folded into the weights. Ends the training.
+    def described(self) -> dict[str, Any]:
+        return asdict(self.options) | {"shard": self.sharded}
 
-        Every process has to ask, the first one writes.
-        """
+    def write(self, out: Path, record: dict[str, Any]) -> None:
+        write_whole(out / "train.json", json.dumps(record, indent=1) + "\n")
+
+    def finish(self, out: Path, record: dict[str, Any]) -> None:
+        """The model as a folder that every door takes, adapters folded into the weights. Ends the training."""
+        if not record["finished"]:
+            return
         if self.sharded:
             gather(self.model, self.world)
         if not self.world.first:
             return
         model = self.model if self.adapted is None else self.adapted.merge_and_unload()
-        model.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-
-
-def train_refresh(
-    trainer: Refresh, source: Single, options: RunOptions, listener: Listener | None = None, tokenizer: Any = None
-) -> dict[str, Any]:
-    """Train, or resume, and write `out`: state.safetensors, log.jsonl; at the end model/ and train.json, the record.
-
-    Raises UsageError (a folder that holds a run, nothing to resume), NotFinite with the last good checkpoint's name.
-    """
-    world, steps = trainer.world, trainer.options.steps
-    described = {"method": "refresh", "batch": options.batch, "data": options.data} | asdict(trainer.options)
-    described |= {"shard": trainer.sharded}
-    first, spent = _begin(trainer, source, options, described)
-    end, log = min(steps, options.stop or steps), options.out / "log.jsonl"
-    if world.first:
-        _cut_log(log, first)
-    saved, began, numbers = first, time.perf_counter() - spent, dict[str, float]()
-    with checkpointed(trainer.model, options.checkpointing), trainer.mixed.attached(trainer.model):
-        for step in range(first, end):
-            numbers = trainer.step(step, source.take(options.batch))
-            if not all(map(isfinite, numbers.values())):
-                where = (
-                    f"the last good checkpoint is {options.out}, step {saved}"
-                    if saved
-                    else "there is none to go on from"
-                )
-                raise NotFinite(f"the loss is {numbers['loss']} at step {step + 1}; {where}")
-            done, last = step + 1, step + 1 == end
-            if world.first and (done % options.log_every == 0 or last):
-                _append(log, {"step": done, **numbers})
-            if listener is not None:
-                listener({"step": done, **numbers})
-            if done % options.save_every == 0 or last:
-                tensors = trainer.tensors()
-                if world.first:
-                    seconds = time.perf_counter() - began
-                    meta = {"step": done, "data": source.state(), "options": described, "seconds": seconds}
-                    save_state(options.out, tensors, meta)
-                world.wait()
-                saved = done
-    record = described | {
-        "paper": "2411.05787",
-        "model": {"name": options.model_name, "revision": options.revision},
-        "step": end,
-        "finished": end == steps,
-        "seconds": round(time.perf_counter() - began, 1),
-        "last": numbers,
-        "processes": world.size,
-        "dtype": str(trainer.model.dtype).removeprefix("torch."),
-        "device": device_of(trainer.model.device),
-        "packages": packages(),
-    }
-    if world.first:
-        write_whole(options.out / "train.json", json.dumps(record, indent=1) + "\n")
-    if end == steps:
-        trainer.finish(options.out / "model", tokenizer)
-    return record
-
-
-def _begin(trainer: Refresh, source: Single, options: RunOptions, described: dict[str, Any]) -> tuple[int, float]:
-    """The first step, and the seconds spent before it."""
-    if any(geometry_of(trainer.model).windows):
-        raise UsageError(
-            "this model has layers with a window of their own, which the mask does not know: not supported"
-        )
-    if not options.resume:
-        if (options.out / "state.safetensors").is_file():
-            raise UsageError(f"--out {options.out} holds a run: pass --resume to go on with it, or give another folder")
-        try:
-            options.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--out {options.out}: {error.strerror}: give a folder that can be written") from None
-        trainer.world.wait()
-        return 0, 0.0
-    tensors, meta = load_state(options.out, json.loads(json.dumps(described)))
-    trainer.load(tensors)
-    source.restore(meta["data"])
-    return int(meta["step"]), float(meta["seconds"])
+        model.save_pretrained(out / "model")
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(out / "model")
 
 
 def _adapt(model: Any, options: RefreshOptions) -> Any:

@@ -1,9 +1,10 @@
-"""The loop of a gate training: rows in, updates, log, checkpoints, heads file. What a step does is a function of it."""
+"""The one loop of all trainings on text: rows in, updates, log, checkpoints. A step is a trainer's function."""
 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,14 +14,11 @@ from torch import Tensor
 
 from kvfoot.core.errors import NotFinite, UsageError
 from kvfoot.core.files import write_whole
-from kvfoot.core.roles import HeadGates
 from kvfoot.engine.account import device as device_of
 from kvfoot.engine.account import packages
 from kvfoot.models.layout import geometry_of
-from kvfoot.report.heatmap import as_text
 from kvfoot.train.mixed import Mixed
 from kvfoot.train.packing import Row, Source
-from kvfoot.train.passes import frozen
 from kvfoot.train.state import load_state, save_state
 from kvfoot.train.world import World
 
@@ -29,18 +27,31 @@ Listener = Callable[[dict[str, float]], None]
 
 
 class Trainer(Protocol):
-    """PruLong or DuoAttention."""
+    """PruLong, DuoAttention, WG-KV, Locret or RefreshKV. options: a frozen dataclass that has `steps`.
+
+    windows: why a model whose layers have windows of their own is refused. running: within, the model is as the steps
+    need it. write: what is to be used of the training, renewed at every checkpoint by the first process. tensors and
+    finish, at its end, are asked by every process, since weights may be divided among them. A record says how it was
+    made, and of which model ("model": name and identity).
+    """
 
     name: str
     paper: str
+    windows: str
     model: Any
-    mixed: Mixed
     world: World
     options: Any
 
+    @property
+    def mixed(self) -> Mixed: ...
+
     def step(self, step: int, rows: list[Row]) -> dict[str, float]: ...
 
-    def heads(self) -> HeadGates: ...
+    def running(self, checkpointing: bool) -> AbstractContextManager[None]: ...
+
+    def write(self, out: Path, record: dict[str, Any]) -> None: ...
+
+    def finish(self, out: Path, record: dict[str, Any]) -> None: ...
 
     def tensors(self) -> dict[str, Tensor]: ...
 
@@ -51,7 +62,7 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """out: folder for state.safetensors, log.jsonl, heads.json, heads.txt. batch: rows per step. save_every,
+    """out: folder for state.safetensors, log.jsonl and what the trainer writes. batch: rows per step. save_every,
     log_every: steps. stop: end before this step with a state (a run in pieces). data: what the record says about it.
     """
 
@@ -67,24 +78,23 @@ class RunOptions:
     revision: str = ""
 
 
-def train_heads(trainer: Trainer, source: Source, options: RunOptions, listener: Listener | None = None) -> HeadGates:
-    """Train, or resume, and write `out`. -> the gates with their record.
+def train(trainer: Trainer, source: Source, options: RunOptions, listener: Listener | None = None) -> dict[str, Any]:
+    """Train, or resume, and write `out`. -> the record.
 
     Raises UsageError (a folder that holds a run, nothing to resume), NotFinite with the last good checkpoint's name.
     """
     world, steps = trainer.world, trainer.options.steps
     described = {"method": trainer.name, "batch": options.batch, "data": options.data} | trainer.described()
     first, spent = _begin(trainer, source, options, described)
-    end = min(steps, options.stop or steps)
-    log = options.out / "log.jsonl"
+    end, log = min(steps, options.stop or steps), options.out / "log.jsonl"
     if world.first:
         _cut_log(log, first)
     saved, began, numbers = first, time.perf_counter() - spent, dict[str, float]()
-    with frozen(trainer.model, checkpointing=options.checkpointing), trainer.mixed.attached(trainer.model):
+    record = lambda step: _record(trainer, options, described, step, time.perf_counter() - began, numbers)  # noqa: E731
+    with trainer.running(options.checkpointing), trainer.mixed.attached(trainer.model):
         for step in range(first, end):
-            rows = source.take(options.batch)
-            numbers = trainer.step(step, rows)
-            if not all(map(isfinite, (numbers["loss"], numbers["sparsity"]))):
+            numbers = trainer.step(step, source.take(options.batch))
+            if not all(map(isfinite, numbers.values())):
                 where = (
                     f"the last good checkpoint is {options.out}, step {saved}" if saved else "there is no checkpoint"
                 )
@@ -95,22 +105,23 @@ def train_heads(trainer: Trainer, source: Source, options: RunOptions, listener:
             if listener is not None:
                 listener({"step": done, **numbers})
             if done % options.save_every == 0 or last:
-                seconds = time.perf_counter() - began
+                tensors = trainer.tensors()
                 if world.first:
+                    seconds = time.perf_counter() - began
                     meta = {"step": done, "data": source.state(), "options": described, "seconds": seconds}
-                    save_state(options.out, trainer.tensors(), meta)
-                    _write(trainer, options, described, done, seconds, numbers)
+                    save_state(options.out, tensors, meta)
+                    trainer.write(options.out, record(done))
                 world.wait()
                 saved = done
-    return _gates(trainer, options, described, end, time.perf_counter() - began, numbers)
+    made = record(end)
+    trainer.finish(options.out, made)
+    return made
 
 
 def _begin(trainer: Trainer, source: Source, options: RunOptions, described: dict[str, Any]) -> tuple[int, float]:
     """The first step, and the seconds spent before it."""
     if any(geometry_of(trainer.model).windows):
-        raise UsageError(
-            "this model has layers with a window of their own: their gates would mean nothing, not supported"
-        )
+        raise UsageError(f"this model has layers with a window of their own{trainer.windows}: not supported")
     state = options.out / "state.safetensors"
     if not options.resume:
         if state.is_file():
@@ -127,34 +138,28 @@ def _begin(trainer: Trainer, source: Source, options: RunOptions, described: dic
     return int(meta["step"]), float(meta["seconds"])
 
 
-def _gates(
+def _record(
     trainer: Trainer,
     options: RunOptions,
     described: dict[str, Any],
     step: int,
     seconds: float,
     numbers: dict[str, float],
-) -> HeadGates:
-    """The trainer's gates with model and record."""
+) -> dict[str, Any]:
     model = trainer.model
-    identity = geometry_of(model).identity
-    training = described | {"paper": trainer.paper, "step": step, "seconds": round(seconds, 1), "last": numbers}
-    training |= {"processes": trainer.world.size, "device": device_of(model.device), "packages": packages()}
-    training |= {"dtype": str(model.dtype).removeprefix("torch."), "revision": options.revision}
-    return replace(trainer.heads(), model={"name": options.model_name, "identity": identity}, training=training)
-
-
-def _write(
-    trainer: Trainer,
-    options: RunOptions,
-    described: dict[str, Any],
-    step: int,
-    seconds: float,
-    numbers: dict[str, float],
-) -> None:
-    gates = _gates(trainer, options, described, step, seconds, numbers)
-    gates.save(options.out / "heads.json")
-    write_whole(options.out / "heads.txt", as_text(gates.soft.tolist(), gates.full().tolist()))
+    return described | {
+        "paper": trainer.paper,
+        "step": step,
+        "finished": step == trainer.options.steps,
+        "seconds": round(seconds, 1),
+        "last": numbers,
+        "processes": trainer.world.size,
+        "device": device_of(model.device),
+        "packages": packages(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "revision": options.revision,
+        "model": {"name": options.model_name, "identity": geometry_of(model).identity},
+    }
 
 
 def _append(log: Path, entry: dict[str, float]) -> None:

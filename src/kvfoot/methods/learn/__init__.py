@@ -1,0 +1,1 @@
+"""Methods that score entries with trained weights while the prompt is read."""
