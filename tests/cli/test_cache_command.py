@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tinycli import DOCUMENT, save_tiny
 
+from kvfoot.cache.file import FORMAT
 from kvfoot.core.records import RunRecord
 
 HOW = ("--method", "snapkv", "--set", "window=8", "--keep", "0.5", "--dtype", "float32")
@@ -49,7 +50,7 @@ def test_show_reads_the_header_only(kvfoot: Any, saved: Path, model: Path, monke
         "snapkv keep=0.5 post window=8",
         f"{n} tokens",
         f"{4 * round(n / 2):,} entries, 49.9% of the document's",
-        "format 1",
+        f"format {FORMAT}",
         "The keys and values of many tokens",
     ):
         assert words in said.out, said.out
@@ -60,7 +61,8 @@ def test_bad_files(kvfoot: Any, saved: Path, tmp_path: Path, capfd: pytest.Captu
     length = int.from_bytes(data[:8], "little")
     head = json.loads(data[8 : 8 + length])
     newer = tmp_path / "newer.kv"
-    head["__metadata__"]["kvfoot"] = head["__metadata__"]["kvfoot"].replace('"format": 1', '"format": 2')
+    header = head["__metadata__"]["kvfoot"]
+    head["__metadata__"]["kvfoot"] = header.replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}')
     text = json.dumps(head).encode()
     newer.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
     cut = tmp_path / "cut.kv"
@@ -68,7 +70,7 @@ def test_bad_files(kvfoot: Any, saved: Path, tmp_path: Path, capfd: pytest.Captu
     other = save_tiny(tmp_path / "other", change=lambda m: m.lm_head.weight.data.mul_(2))
     capfd.readouterr()
     for arguments, words in [
-        (("show", newer), ["format 2", "update kvfoot"]),
+        (("show", newer), [f"format {FORMAT + 1}", "update kvfoot"]),
         (("show", cut), ["truncated", f"{len(data):,}"]),
         (("show", tmp_path / "no.kv"), ["No such file"]),
         (("ask", cut, "--question", "Why?"), ["truncated"]),

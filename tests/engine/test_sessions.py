@@ -117,6 +117,7 @@ def test_a_turn_is_read_as_later_passes_are(size: Size) -> None:
     runner.prefill(sequence)
     last: list[int] = []
     for message, result in zip(("Who?", "Why so?", "And?"), found, strict=True):
+        sequence.anew()
         logits = runner.feed(sequence, [*last, *follow(Chat(), message)], chunk)
         sequence.generated, sequence.done = [], False
         runner.decode([sequence], [logits], 6, Sampling(), Clock())

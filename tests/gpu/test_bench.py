@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from kvfoot import Engine
-from kvfoot.bench import measure, memory, shapes
+from kvfoot.bench import measure, shapes
 from kvfoot.bench.capacity import Filling, capacity
 from kvfoot.bench.decode import Decoding, decode
 from kvfoot.bench.eviction import Evicting, eviction
 from kvfoot.bench.prefill import Reading, prefill
 from kvfoot.bench.record import BenchRecord
 from kvfoot.bench.variant import TRANSFORMERS, Variant
+from kvfoot.cache.memory import free
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -65,8 +66,8 @@ def test_prefill_tells_what_lies_beside_the_cache(engine: Engine) -> None:
 
 def test_capacity_and_eviction(engine: Engine) -> None:
     """What is measured is given back: after it as much is free as before."""
-    before = memory.free(torch.device("cuda"))
+    before = free(torch.device("cuda"))
     sides = capacity(engine, Filling((SNAPKV, FULL), 2048, 4, 2, 4, 1 << 30), quiet, 1e12)["sides"]
     assert sides["snapkv keep=0.25 window=16 chunk"]["sequences"] > 3 * sides["full"]["sequences"] > 0
     assert eviction(engine, Evicting(SNAPKV, 4096, rounds=2), quiet)["cost"] > -0.5
-    assert memory.free(torch.device("cuda")) > before - (256 << 20)
+    assert free(torch.device("cuda")) > before - (256 << 20)

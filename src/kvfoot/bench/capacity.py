@@ -13,6 +13,7 @@ from kvfoot.bench.shapes import streamed_bytes
 from kvfoot.bench.sides import Ours, collect
 from kvfoot.bench.synthetic import SAID, shortened
 from kvfoot.bench.variant import Variant, admitted, context_of, page_bytes
+from kvfoot.cache.memory import free
 from kvfoot.core.errors import PoolExhausted, UsageError
 from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import Plan
@@ -42,7 +43,7 @@ class Filling:
     def pool(self, device: torch.device) -> int:
         """Bytes of the pool, weights being where they are."""
         size = self.kv_memory
-        return size if isinstance(size, int) else int(size * memory.free(device))
+        return size if isinstance(size, int) else int(size * free(device))
 
     def batches(self, geometry: Geometry, itemsize: int, page_size: int, size: int) -> dict[str, int]:
         """Sequences of each variant that a pool of `size` bytes admits. Raises UsageError where it is none."""

@@ -4,17 +4,8 @@ from collections.abc import Mapping
 
 import torch
 
+from kvfoot.cache.memory import free
 from kvfoot.core.errors import UsageError
-
-
-def free(device: torch.device) -> int:
-    """Bytes that can be had now."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def require(parts: Mapping[str, int], device: torch.device) -> None:

@@ -18,6 +18,7 @@ from kvfoot.cache.trace import Pass, Trace
 from kvfoot.core.geometry import Geometry
 from kvfoot.engine.clock import Clock
 from kvfoot.engine.engine import Engine
+from kvfoot.engine.graphable import told
 from kvfoot.engine.runner import Event
 from kvfoot.engine.sampler import Sampling
 from kvfoot.models.bridge import attach, detach
@@ -65,6 +66,7 @@ class Ours:
         self.engine, self.name, self.times = engine, variant.title, Times()
         self.stop, self.marks = 0, list[float]()
         method, plan = variant.of(engine.geometry), variant.plan(engine.geometry, prompt)
+        self.how = told(engine.graph, method, plan)
         whole = shortened(plan, engine.geometry, prompt) if synthetic else plan
         self.runner, self.left = engine.runner([whole] * batch, later, self._hear), later
         size = engine.model.config.vocab_size
@@ -116,8 +118,9 @@ class Ours:
         return read * trace.dense_bytes / len(self.times.steps)
 
     def facts(self) -> dict[str, Any]:
-        """Entries per row after the prompt, bytes of the pages in use then; of readers, steps that refreshed."""
-        found: dict[str, Any] = {"entries_per_row": self.entries, "held_bytes": self.held_bytes}
+        """How steps are run, entries per row after the prompt, bytes of the pages in use then; of readers, steps that
+        refreshed."""
+        found: dict[str, Any] = {"decode": self.how, "entries_per_row": self.entries, "held_bytes": self.held_bytes}
         if self.measured[0] and self.measured[0][0].refreshed is not None:
             steps = zip(*self.measured, strict=True)
             fires = [any(p.refreshed is not None and bool((p.refreshed == 1).any()) for p in step) for step in steps]

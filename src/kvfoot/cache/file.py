@@ -23,7 +23,7 @@ from kvfoot.cache.kv import KVCache
 from kvfoot.cache.rows import Rows
 from kvfoot.core.errors import KvfootError, UsageError
 
-FORMAT = 1
+FORMAT = 2
 KEY = "kvfoot"
 Tensors = dict[str, Tensor]
 

@@ -172,7 +172,7 @@ def _numbers(sequence: Sequence) -> dict[str, Tensor]:
         "tokens": np.array(sequence.tokens, np.int64),
         "promised": sequence.promised.astype(np.int64),
         "held": held.astype(np.int64),
-        "passes": np.array([[p.n, p.seen, p.uncommitted] for p in passes], np.int64).reshape(-1, 3),
+        "passes": np.array([[p.n, p.seen, p.uncommitted, p.side] for p in passes], np.int64).reshape(-1, 4),
         "before": np.stack([p.before for p in passes]).astype(np.int64),
         "scans": np.stack(scans).astype(np.float64),
         "loaded": np.stack(loaded).astype(np.int64),
@@ -222,10 +222,10 @@ def _sequence(
     words, geometry = header["sequences"][name], runner.cache.geometry
     trace = Trace(geometry, words["entry_bytes"], geometry.entry_bytes(runner.cache.pool.dtype.itemsize))
     arrays = (numbers[key].numpy() for key in ("before", "scans", "loaded", "refreshed"))
-    for (n, seen, uncommitted), before, *rest in zip(numbers["passes"].tolist(), *arrays, strict=True):
+    for (n, seen, uncommitted, side), before, *rest in zip(numbers["passes"].tolist(), *arrays, strict=True):
         scan, loaded, refreshed = (None if (value < 0).all() else value for value in rest)
         refreshed = None if refreshed is None else np.where(refreshed == UNREAD, np.nan, refreshed)
-        trace.passes.append(Pass(n, seen, before, uncommitted, scan, loaded, refreshed))
+        trace.passes.append(Pass(n, seen, before, uncommitted, scan, loaded, refreshed, side))
     rows = file.unpack(runner.cache, numbers, base)
     rows.seen, rows.ordered, rows.turn = int(numbers["seen"]), list(words["ordered"]), list(words["turn"])
     config = header["config"]

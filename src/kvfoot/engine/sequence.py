@@ -53,6 +53,10 @@ class Sequence:
     def passes(self) -> tuple[PromptPass, ...]:
         return self.plan.passes
 
+    def anew(self) -> None:
+        """Forget what a reader has chosen: after the tokens that come now it chooses again."""
+        self.reading, self.begun, self.past = {}, None, {}
+
     def promise(self, new: int, cut: Cut | None) -> None:
         """The plan's arithmetic for a pass of `new` tokens: independent of what the cache does."""
         self.promised = held(cut, self.promised, new, self.trace.geometry)

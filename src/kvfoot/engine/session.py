@@ -173,7 +173,7 @@ class Session:
         check_replay(start.method, runner.cache.geometry, sampling)
         check_length(runner.cache.geometry.positions, start.rows.seen + len(after), limit)
         sequence = runner.fork(start, sampling, 0)
-        sequence.reading, sequence.begun = {}, None  # a reader chooses anew, as it does on a cache from a file
+        sequence.anew()  # as it does on a cache from a file
         if start is not self.base:  # the last token was generated and not read: it comes first in `after`, if at all
             sequence.tokens.pop()
         sequence.prompt = start.rows.seen
