@@ -10,7 +10,6 @@ from kvfoot.bench.shapes import streamed_bytes
 from kvfoot.bench.sides import Ours, Side, Theirs, dense_bytes
 from kvfoot.bench.synthetic import SAID, shortened
 from kvfoot.bench.variant import TRANSFORMERS, Variant, context_of, page_bytes
-from kvfoot.cache.memory import free
 from kvfoot.core.geometry import Geometry
 from kvfoot.engine.engine import Engine
 from kvfoot.engine.runner import peak_pages
@@ -70,7 +69,7 @@ def decode(engine: Engine, what: Decoding, tell: Tell, bandwidth: float | None =
     bandwidth = bandwidth or copy_bandwidth(device)
     tell(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s")
     needs = what.needs(geometry, engine.dtype.itemsize, engine.page_size)
-    together = sum(needs.values()) <= free(device)
+    together = memory.fits(needs, device)
     if not together:
         for name, size in needs.items():
             memory.require({name: size}, device)

@@ -8,6 +8,11 @@ from kvfoot.cache.memory import free
 from kvfoot.core.errors import UsageError
 
 
+def fits(parts: Mapping[str, int], device: torch.device) -> bool:
+    """Whether the sum of `parts`, bytes by what they are for, is free."""
+    return sum(parts.values()) <= free(device)
+
+
 def require(parts: Mapping[str, int], device: torch.device) -> None:
     """Raises UsageError unless the sum of `parts`, bytes by what they are for, is free."""
     there, needed = free(device), sum(parts.values())
