@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ from time import perf_counter, process_time
 import torch
 
 from kvfoot import Engine, __version__
+from kvfoot.bench.record import command_line
 from kvfoot.core.budget import Budget
 from kvfoot.core.registry import method as find_method
 from kvfoot.engine.account import device, packages
@@ -105,7 +105,7 @@ def main() -> None:
     one, apart, read, forks = (statistics.median(column) for column in zip(*runs, strict=True))
     record = {
         "benchmark": "eval_sharing",
-        "command": f"python benchmarks/eval_sharing.py {shlex.join(sys.argv[1:])}",
+        "command": command_line("python benchmarks/eval_sharing.py", sys.argv[1:]),
         "clock": "processor" if args.cpu else "wall",
         "methods": len(members),
         "groups": len(groups(members)),

@@ -47,7 +47,7 @@ from kvfoot.bench import memory, shapes
 from kvfoot.bench.decode import row
 from kvfoot.bench.measure import copy_bandwidth, wait
 from kvfoot.bench.prefill import tokens_of
-from kvfoot.bench.record import BenchRecord
+from kvfoot.bench.record import BenchRecord, command_line
 from kvfoot.bench.sides import Ours, Side, Times, dense_bytes
 from kvfoot.bench.table import table
 from kvfoot.bench.variant import TRANSFORMERS, Variant
@@ -182,7 +182,7 @@ def main() -> None:
     settings = {"prompt": s.prompt, "ratio": RATIO, "steps": args.steps, "rounds": args.rounds, "warm": args.warm}
     settings["entries"] = "of a prompt of random tokens that every side read"
     figures = {"copy_bytes_per_second": bandwidth, "interleaved": True, "dense_bytes": dense, "sides": rows}
-    command = " ".join(["python", "benchmarks/peers_gpu.py", *sys.argv[1:]])
+    command = command_line("python benchmarks/peers_gpu.py", sys.argv[1:])
     record = BenchRecord.of("decode", command, engine, settings, figures)
     replace(record, packages=record.packages | {"kvpress": version("kvpress")}).save(out)
     stdout().print(table(record))

@@ -14,21 +14,18 @@ the loss of "never" does not grow faster over the positions than that of "every 
 import argparse
 import itertools
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-from reader_tables import BUCKET, decoded_share, halfwidth, shown
+from reader_tables import BUCKET, halfwidth, likelihood, shown
 
 from kvfoot import Engine
+from kvfoot.bench.record import command_line
 from kvfoot.core.registry import method as find_method
 from kvfoot.engine.account import device, packages
-from kvfoot.engine.sampler import Sampling
-from kvfoot.evaluate.answers import Lane, follow
 from kvfoot.evaluate.catalog import find
 from kvfoot.evaluate.encode import ask, counter, without_template
 from kvfoot.evaluate.sweep import Variant
@@ -48,27 +45,6 @@ STORED: dict[str, dict[str, Any]] = {
     "4 bits on host": {"mode": "score_only", "values": "host", "store": 4},
 }
 """Every 5 steps as well: what is stored of the full cache, where, and what that does to the answer."""
-
-
-@torch.inference_mode()
-def along(engine: Engine, variant: Variant, tokens: list[int], steps: int, chunk: int) -> dict[str, Any]:
-    """Nats of the last `steps` tokens, each after the ones before it, and what it cost."""
-    prompt = tokens[:-steps]
-    plan = engine.plan(variant.method, variant.budget, len(prompt), chunk, steps)
-    runner = engine.runner([plan], steps)
-    sequence = runner.open(prompt, variant.method, plan, Sampling(), 0)
-    lane = Lane(sequence, runner.prefill(sequence), [], tokens[-steps:], steps)
-    follow(runner, [lane], chunk)
-    trace = sequence.trace
-    strides, footprint = [s for s in trace.strides() if s != float("inf")], trace.footprint()
-    runner.cache.release(sequence.rows)
-    return {
-        "nll": lane.nll,
-        "read": decoded_share(trace.passes, len(prompt), engine.geometry.rows),
-        "bytes": footprint.bytes,
-        "host": footprint.host,
-        "stride": mean(strides) if strides else None,
-    }
 
 
 def slope(curve: list[float]) -> float:
@@ -107,7 +83,7 @@ def main() -> int:
             if options is not None:
                 method = find_method("refreshkv", {"similarity": args.similarity} | options)
                 variant = Variant(method, "keep", KEEP, None)
-            rows.append(along(engine, variant, tokens, args.steps, args.chunk))
+            rows.append(likelihood(engine, variant, tokens, args.steps, args.chunk))
             print(f"{index} {name:<14} {mean(rows[-1]['nll']):.4f} nats", flush=True)
     table = {}
     for name, rows in runs.items():
@@ -137,7 +113,7 @@ def main() -> int:
         json.dumps(
             {
                 "benchmark": "reader_order",
-                "command": "python benchmarks/reader_order.py " + shlex.join(sys.argv[1:]),
+                "command": command_line("python benchmarks/reader_order.py", sys.argv[1:]),
                 "config": config | {"revision": engine.revision, "dtype": str(engine.dtype)},
                 "ordered": ordered,
                 "grows": grows,

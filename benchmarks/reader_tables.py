@@ -15,7 +15,6 @@ The file is written after every sample; a run of the same command goes on where 
 import argparse
 import json
 import random
-import shlex
 import sys
 import time
 from math import exp, sqrt
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 
 from kvfoot import Engine
+from kvfoot.bench.record import command_line
 from kvfoot.core.registry import method as find_method
 from kvfoot.core.results import Cell, SampleResult
 from kvfoot.engine.account import device, packages
@@ -81,18 +81,20 @@ def decoded_share(passes: list[Any], prompt: int, rows: int) -> float:
 
 @torch.inference_mode()
 def likelihood(engine: Engine, variant: Variant, tokens: list[int], steps: int, chunk: int) -> dict[str, Any]:
-    """NLL of the last `steps` tokens, each after the ones before it."""
+    """Nats of the last `steps` tokens, each after the ones before it, and what they cost."""
     prompt = tokens[:-steps]
     plan = engine.plan(variant.method, variant.budget, len(prompt), chunk, steps)
     runner = engine.runner([plan], steps)
     sequence = runner.open(prompt, variant.method, plan, Sampling(), 0)
     lane = Lane(sequence, runner.prefill(sequence), [], tokens[-steps:], steps)
     follow(runner, [lane], chunk)
-    strides = [s for s in sequence.trace.strides() if s != float("inf")]
+    strides, footprint = [s for s in sequence.trace.strides() if s != float("inf")], sequence.trace.footprint()
     found = {
         "nll": [round(x, 5) for x in lane.nll],
         "read": decoded_share(sequence.trace.passes, len(prompt), engine.geometry.rows),
-        "kv": sequence.trace.footprint().kv,
+        "kv": footprint.kv,
+        "bytes": footprint.bytes,
+        "host": footprint.host,
         "stride": mean(strides) if strides else None,
     }
     runner.cache.release(sequence.rows)
@@ -242,7 +244,7 @@ def main() -> None:
     table = perplexity(engine, args, rows) if args.part == "perplexity" else tasks(engine, args, rows)
     rows.save({
         "benchmark": "reader_tables",
-        "command": "python benchmarks/reader_tables.py " + shlex.join(sys.argv[1:]),
+        "command": command_line("python benchmarks/reader_tables.py", sys.argv[1:]),
         "table": table,
         "seconds": round(time.perf_counter() - began, 1),
         "packages": packages(),

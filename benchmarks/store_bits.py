@@ -18,7 +18,6 @@ What cache/format.py does not do, for keys: `channel`, groups of 32 tokens per c
 import argparse
 import json
 import random
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 
 from kvfoot import Engine
+from kvfoot.bench.record import command_line
 from kvfoot.cache.format import Grouped
 from kvfoot.core.budget import Budget, split
 from kvfoot.core.registry import method as find_method
@@ -150,7 +150,7 @@ def main() -> None:
         json.dumps(
             {
                 "benchmark": "store_bits",
-                "command": "python benchmarks/store_bits.py " + shlex.join(sys.argv[1:]),
+                "command": command_line("python benchmarks/store_bits.py", sys.argv[1:]),
                 "models": models,
                 "length": args.length, "steps": args.steps, "samples": args.samples,
                 "seconds": round(time.perf_counter() - began, 1),

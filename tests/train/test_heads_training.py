@@ -1,7 +1,6 @@
 """Both trainers find planted heads; a run that is killed and resumed is the same run; two processes are one."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import planted
 import pytest
 import torch
+from processes import Two
 
 from kvfoot.core.errors import NotFinite, UsageError
 from kvfoot.core.roles import HeadGates
@@ -156,16 +156,6 @@ def test_killed_and_resumed(whole: tuple[Path, HeadGates], tmp_path: Path) -> No
     assert (out / "log.jsonl").read_text() == (whole[0] / "log.jsonl").read_text()
 
 
-TWO = """
-import sys; sys.path.insert(0, sys.argv[1])
-import torch, test_heads_training as t
-from pathlib import Path
-from kvfoot.train.world import world
-with world(torch.device("cpu")) as w:
-    t.both(Path(sys.argv[2]), w)
-"""
-
-
 def both(out: Path, world: World) -> None:
     """20 steps of each trainer; of two processes, PruLong's have divided the weights too."""
     sharded = shard(planted.make(), world, 2)
@@ -178,14 +168,9 @@ def both(out: Path, world: World) -> None:
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path) -> None:
     """Gloo on the CPU, as torchrun starts them: loss and gates after 20 steps."""
-    port = str(20000 + os.getpid() % 20000)
-    processes = []
-    for rank in range(2):
-        of = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-c", TWO, str(Path(__file__).parent), str(tmp_path / "two")]
-        processes.append(subprocess.Popen(command, env=os.environ | of | {"OMP_NUM_THREADS": "1"}))
+    started = Two("test_heads_training", "both", tmp_path / "two")
     both(tmp_path / "one", World(0, 1))
-    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    started.wait()
     for name in ("prulong", "duo"):
         one, two = (tmp_path / count / name for count in ("one", "two"))
         gates = [HeadGates.load(out / "heads.json") for out in (one, two)]

@@ -2,16 +2,14 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import Two
 from torch import Tensor
 
 import tiny
@@ -160,14 +158,6 @@ def test_two_processes_add_up_to_one() -> None:
         torch.testing.assert_close(halves[0][1][name] + halves[1][1][name], gradient, atol=1e-6, rtol=1e-4)
 
 
-TWO = """
-import sys; sys.path[:0] = sys.argv[1:3]
-import torch, test_refresh_training as t
-from pathlib import Path
-from kvfoot.train.world import world
-with world(torch.device("cpu")) as w:
-    t.several(Path(sys.argv[3]), w)
-"""
 RUNS: dict[str, tuple[dict[str, int], bool]] = {"whole": ({}, False), "shard": ({}, True), "lora": ({"lora": 2}, True)}
 """By name: options beside SHORT, and whether the layers' weights are divided where there are processes."""
 
@@ -194,15 +184,9 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     """Gloo on the CPU, as torchrun starts them: losses, weights and a resumed run, weights whole or divided (FSDP2)."""
     from safetensors.torch import load_file
 
-    port = str(20000 + os.getpid() % 20000)
-    processes = []
-    for rank in range(2):
-        of = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        here = Path(__file__).parent
-        command = [sys.executable, "-c", TWO, str(here), str(here.parent), str(tmp_path / "two")]
-        processes.append(subprocess.Popen(command, env=os.environ | of | {"OMP_NUM_THREADS": "1"}))
+    started = Two("test_refresh_training", "several", tmp_path / "two")
     several(tmp_path / "one", World(0, 1))
-    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    started.wait()
     for name, (more, shard) in RUNS.items():
         one, two = (tmp_path / count / name for count in ("one", "two"))
         logs = [[json.loads(x) for x in (out / "log.jsonl").read_text().splitlines()] for out in (one, two)]

@@ -1,8 +1,6 @@
 """Both trainers of scores keep the tokens that a planted model needs; a run in pieces, or in two processes, is one."""
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,8 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from processes import Two
 
 import tiny
 from kvfoot.core.errors import NotFinite, UsageError
@@ -183,16 +183,6 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path: Path) -> 
     assert Learned.load(tmp_path / "run" / "scores.safetensors").training["step"] == 3
 
 
-TWO = """
-import sys; sys.path.insert(0, sys.argv[1])
-import torch, test_scores_training as t
-from pathlib import Path
-from kvfoot.train.world import world
-with world(torch.device("cpu")) as w:
-    t.both(Path(sys.argv[2]), w)
-"""
-
-
 def both(out: Path, world: World) -> None:
     for name in ("wgkv", "locret"):
         train(make(name, world=world), Written(planted.row), short(out / name))
@@ -201,14 +191,9 @@ def both(out: Path, world: World) -> None:
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path) -> None:
     """Gloo on the CPU, as torchrun starts them: losses and weights after 8 steps."""
-    port = str(20000 + os.getpid() % 20000)
-    processes = []
-    for rank in range(2):
-        of = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-c", TWO, str(Path(__file__).parent), str(tmp_path / "two")]
-        processes.append(subprocess.Popen(command, env=os.environ | of | {"OMP_NUM_THREADS": "1"}))
+    started = Two("test_scores_training", "both", tmp_path / "two")
     both(tmp_path / "one", ONE)
-    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    started.wait()
     for name in ("wgkv", "locret"):
         one, two = (tmp_path / count / name for count in ("one", "two"))
         logs = [[json.loads(x) for x in (out / "log.jsonl").read_text().splitlines()] for out in (one, two)]

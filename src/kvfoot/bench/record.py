@@ -1,7 +1,9 @@
 """What `kvfoot bench` writes: the figures, and everything that they depend on."""
 
 import json
+import shlex
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +15,17 @@ from kvfoot.engine.account import device, packages
 from kvfoot.engine.engine import Engine
 
 SCHEMA = 1
+
+
+def command_line(program: str, arguments: Iterable[str]) -> str:
+    """A command as a record has it. Absolute paths mean nothing elsewhere: `--data /a/b` is `--data DATA`."""
+    words, option = [], "PATH"
+    for word in arguments:
+        name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        option = name.removeprefix("--").upper().replace("-", "_") or option
+        words.append(f"{name}{equals}{option}" if value.startswith("/") else word)
+        option = option if name and not equals else "PATH"
+    return shlex.join([*program.split(), *words])
 
 
 @dataclass(frozen=True)

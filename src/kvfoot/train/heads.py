@@ -1,5 +1,6 @@
 """What trainings of head gates leave: heads.json, and heads.txt, the gates drawn."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,15 +15,15 @@ from kvfoot.train.passes import frozen
 from kvfoot.train.run import Listener, RunOptions, Trainer, train
 
 
-class OfHeads:
+class OfHeads(ABC):
     """The part of a trainer that is about its result. model: its weights take no gradient."""
 
     model: Any
     windows = ": their gates would mean nothing"
 
+    @abstractmethod
     def heads(self) -> HeadGates:
         """The gates as they are."""
-        raise NotImplementedError
 
     @contextmanager
     def running(self, checkpointing: bool) -> Iterator[None]:
@@ -34,7 +35,7 @@ class OfHeads:
         gates.save(out / "heads.json")
         write_whole(out / "heads.txt", as_text(gates.soft.tolist(), gates.full().tolist()))
 
-    def finish(self, out: Path, record: dict[str, Any]) -> None:
+    def finish(self, out: Path, record: dict[str, Any]) -> None:  # noqa: B027 (nothing is left to do)
         """The last checkpoint is the result."""
 
 

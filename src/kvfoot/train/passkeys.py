@@ -5,8 +5,9 @@ The wording is ours; the counts are the release's: 32 words a passkey out of the
 """
 
 import random
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -41,17 +42,16 @@ class PasskeyShape:
             raise UsageError(f"{self.keys} passkeys of {self.words} words: give 1 to {len(ORDINALS)} keys of 1 or more")
 
 
-class Passkeys:
-    """Rows of up to about `length` tokens, each one document: text from files, needles in it, questions after it."""
+class Documents(ABC):
+    """Rows of up to about `length` tokens, each one document: text from files, needles in it, questions after it.
 
-    def __init__(self, text: Packed, shape: PasskeyShape, seed: int = 0):
-        self.text, self.shape, self.seed, self.number = text, shape, seed, 0
-        needed = sum(map(len, [*self._parts(self._keys(0))[0], *self._parts(self._keys(0))[1]])) + LEAST
-        if text.length < needed:
-            raise UsageError(
-                f"--length {text.length}: {shape.keys} passkeys of {shape.words} words with their questions take "
-                f"{needed} tokens: give more, or fewer or shorter passkeys"
-            )
+    A document is a function of its number and of where the text has got to.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, text: Packed, seed: int):
+        self.text, self.seed, self.number = text, seed, 0
 
     def take(self, count: int) -> list[Row]:
         return [self._row() for _ in range(count)]
@@ -62,6 +62,29 @@ class Passkeys:
     def restore(self, state: dict[str, Any]) -> None:
         self.number = state["number"]
         self.text.restore(state["text"])
+
+    @abstractmethod
+    def make(self, rng: random.Random, number: int) -> Row: ...
+
+    def _row(self) -> Row:
+        number, self.number = self.number, self.number + 1
+        return self.make(random.Random(f"{self.kind}/{self.seed}/{number}"), number)
+
+
+class Passkeys(Documents):
+    """Passkeys of random words, asked for in order."""
+
+    kind = "passkeys"
+
+    def __init__(self, text: Packed, shape: PasskeyShape, seed: int = 0):
+        super().__init__(text, seed)
+        self.shape = shape
+        needed = sum(map(len, [*self._parts(self._keys(0))[0], *self._parts(self._keys(0))[1]])) + LEAST
+        if text.length < needed:
+            raise UsageError(
+                f"--length {text.length}: {shape.keys} passkeys of {shape.words} words with their questions take "
+                f"{needed} tokens: give more, or fewer or shorter passkeys"
+            )
 
     def _keys(self, number: int) -> list[str]:
         rng = random.Random(f"passkeys/{self.seed}/{number}/keys")
@@ -74,10 +97,8 @@ class Passkeys:
         tail = [part for nth, words in named for part in (encode(QUESTION.format(nth=nth)), encode(f" {words}."))]
         return needles, tail
 
-    def _row(self) -> Row:
-        rng, keys = random.Random(f"passkeys/{self.seed}/{self.number}"), self._keys(self.number)
-        self.number += 1
-        needles, tail = self._parts(keys)
+    def make(self, rng: random.Random, number: int) -> Row:
+        needles, tail = self._parts(self._keys(number))
         head = [*self.text.begin, *self.text.encode(INTRODUCTION)]
         counted = [i % 2 == 1 or self.shape.supervise == "questions" for i in range(len(tail))]
         return woven(self.text, rng, head, needles, list(zip(tail, counted, strict=True)), self.shape.shortest)

@@ -9,11 +9,11 @@ so that an answer takes both the subject and the kind; the pairs asked for stand
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from kvfoot.core.errors import UsageError
 from kvfoot.train.packing import LEAST, Packed, Row
-from kvfoot.train.passkeys import woven
+from kvfoot.train.passkeys import Documents, woven
 
 Supervise = Literal["answers", "questions"]
 INTRODUCTION = "Read the text. Between its parts there are notes; at the end questions about them are answered.\n\n"
@@ -74,11 +74,14 @@ class SynthesisShape:
             raise UsageError(f"{self.pairs} questions about {self.notes * self.facts} facts: give 1 to that many")
 
 
-class Synthesis:
-    """Rows of up to about `length` tokens, each one document: notes in text from files, questions and answers."""
+class Synthesis(Documents):
+    """Notes about subjects, and questions about what they say."""
+
+    kind = "synthesis"
 
     def __init__(self, text: Packed, shape: SynthesisShape, seed: int = 0):
-        self.text, self.shape, self.seed, self.number = text, shape, seed, 0
+        super().__init__(text, seed)
+        self.shape = shape
         notes, pairs = self._written(random.Random(f"synthesis/{seed}/size"))
         needed = sum(len(text.encode(x)) for x in (INTRODUCTION, *notes, *(y for pair in pairs for y in pair)))
         needed = needed * 5 // 4 + LEAST  # rows differ in length
@@ -87,16 +90,6 @@ class Synthesis:
                 f"--length {text.length}: {shape.notes} notes of {shape.facts} facts with {shape.pairs} questions take "
                 f"up to {needed} tokens: give more, or fewer notes or facts"
             )
-
-    def take(self, count: int) -> list[Row]:
-        return [self._row() for _ in range(count)]
-
-    def state(self) -> dict[str, Any]:
-        return {"number": self.number, "text": self.text.state()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.number = state["number"]
-        self.text.restore(state["text"])
 
     def _written(self, rng: random.Random) -> tuple[list[str], list[tuple[str, str]]]:
         """Notes, and pairs of question and answer. Subjects differ; a value may be that of several."""
@@ -114,9 +107,7 @@ class Synthesis:
             notes.append("\n\n" + " ".join(lines) + "\n\n")
         return notes, [(QUESTION.format(question=q), f" {a}.") for q, a in rng.sample(facts, shape.pairs)]
 
-    def _row(self) -> Row:
-        rng = random.Random(f"synthesis/{self.seed}/{self.number}")
-        self.number += 1
+    def make(self, rng: random.Random, number: int) -> Row:
         notes, pairs = self._written(rng)
         encode = self.text.encode
         head = [*self.text.begin, *encode(INTRODUCTION)]
