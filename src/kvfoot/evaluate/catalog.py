@@ -134,7 +134,7 @@ def _scored(scorer: Scorer, accepted: Sequence[str], answer: str) -> float:
 def own(path: Path) -> Task:
     """The `task` of a Python file. Raises UsageError where there is none."""
     if not path.is_file():
-        raise UsageError(f"--tasks {path}: no such file")
+        raise UsageError(f"--tasks {path}: no such file: give a .jsonl or .py file, or a task's name")
     spec = importlib.util.spec_from_file_location(f"kvfoot_task_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

@@ -32,7 +32,7 @@ def find_files(names: list[Path]) -> list[Path]:
                 raise UsageError(f"--data {name}: no file in it ends with {', '.join(KINDS)}")
             found += inside
         elif not name.is_file():
-            raise UsageError(f"--data {name}: no such file")
+            raise UsageError(f"--data {name}: no such file: give texts ({', '.join(KINDS)}) or folders of them")
         elif not name.name.endswith(KINDS):
             raise UsageError(f"--data {name}: give files that end with {', '.join(KINDS)}")
         else:
