@@ -26,7 +26,9 @@ from kvfoot.evaluate.sweep import Sweep
 
 METHODS = "full,streaming,snapkv,pyramidkv,h2o,tova,keynorm,adakv,random"
 PATCHED = "full,streaming,snapkv,snapkv:patch=true,pyramidkv,h2o,tova,keynorm,adakv,random"
-KNOB = "--knob keep=0.9,0.7,0.5,0.3,0.15"
+KEEPS = "0.9,0.7,0.5,0.3,0.15"
+CHUNKED = "0.9,0.7,0.5,0.4,0.3"
+"""Sinks and window of 64 fit into a chunk of 256 from 0.25 on."""
 ABLE = 0.6
 """Full attention's score above which a loss can be measured."""
 
@@ -42,17 +44,18 @@ class Plan:
     evict: str
     chunk: str = "512"
     methods: str = METHODS
+    keeps: str = KEEPS
 
 
 RECALL = "keys4,keys16,json-numbers,variables,chain,labels,passkey,multivalue,multiquery"
 NEEDLES = "niah_single_1,niah_single_2,niah_multikey_1,passkey_noise"
 SWEEPS = {
     "recall": Plan("recall", RECALL, "2K", 200, "post"),
-    "recall-chunk": Plan("recall", "keys4,keys16,json-numbers,chain", "1K", 200, "chunk", "128", PATCHED),
+    "recall-chunk": Plan("recall", "keys4,keys16,json-numbers,chain", "1K", 200, "chunk", "256", PATCHED, CHUNKED),
     "smollm2": Plan("smollm2", f"{NEEDLES},perplexity", "1K,2K", 50, "post"),
-    "smollm2-chunk": Plan("smollm2", f"{NEEDLES},perplexity", "1K", 50, "chunk", "128", PATCHED),
+    "smollm2-chunk": Plan("smollm2", f"{NEEDLES},perplexity", "1K", 50, "chunk", "256", PATCHED, CHUNKED),
     "qwen05": Plan("qwen05", f"{NEEDLES},niah_multikey_2,json_kv_numbers,json_kv,icl,perplexity", "1K,2K", 50, "post"),
-    "qwen05-chunk": Plan("qwen05", f"{NEEDLES},json_kv_numbers,icl,perplexity", "1K", 50, "chunk", "128", PATCHED),
+    "qwen05-chunk": Plan("qwen05", f"{NEEDLES},json_kv_numbers,icl,perplexity", "1K", 50, "chunk", "256", PATCHED, CHUNKED),
 }
 """kvfoot-recall begins its answers itself (docs/tasks.md). qwen05: Qwen2.5-Coder-0.5B-Instruct, a file: --model."""
 
@@ -61,7 +64,7 @@ def command(name: str, args: argparse.Namespace, tasks: str, methods: str, sampl
     plan = SWEEPS[name]
     text = f"eval --model {args.model or plan.model} --tasks {tasks} --methods {methods}"
     text += f" --lengths {args.lengths or plan.lengths} --evict {plan.evict} --chunk {plan.chunk}"
-    knob = KNOB if methods != "full" else ""
+    knob = f"--knob keep={plan.keeps}" if methods != "full" else ""
     more = f"{knob} --samples {samples} --data {args.data} --device {args.device} --workers {args.workers} --out {out}"
     return shlex.split(f"{text} {more} {args.more}")
 
@@ -92,7 +95,7 @@ def cost(name: str, args: argparse.Namespace) -> None:
     """Seconds a sample, and the share that is not the model's: the sweep's first task, two samples of every cell."""
     plan = SWEEPS[name]
     lengths = (int(args.lengths or 1024),)
-    knobs = {"keep": (0.9, 0.7, 0.5, 0.3, 0.15)}
+    knobs = {"keep": tuple(map(float, plan.keeps.split(",")))}
     sweep = Sweep(
         args.model or plan.model, (plan.tasks.split(",")[0],), tuple(plan.methods.split(",")), knobs, lengths,
         samples=2, chunk=int(plan.chunk), evict=(plan.evict,), data=str(args.data), device=args.device,
