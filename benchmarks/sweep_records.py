@@ -55,7 +55,9 @@ SWEEPS = {
     "smollm2": Plan("smollm2", f"{NEEDLES},perplexity", "1K,2K", 50, "post"),
     "smollm2-chunk": Plan("smollm2", f"{NEEDLES},perplexity", "1K", 50, "chunk", "256", PATCHED, CHUNKED),
     "qwen05": Plan("qwen05", f"{NEEDLES},niah_multikey_2,json_kv_numbers,json_kv,icl,perplexity", "1K,2K", 50, "post"),
-    "qwen05-chunk": Plan("qwen05", f"{NEEDLES},json_kv_numbers,icl,perplexity", "1K", 50, "chunk", "256", PATCHED, CHUNKED),
+    "qwen05-chunk": Plan(
+        "qwen05", f"{NEEDLES},json_kv_numbers,icl,perplexity", "1K", 50, "chunk", "256", PATCHED, CHUNKED
+    ),
 }
 """kvfoot-recall begins its answers itself (docs/tasks.md). qwen05: Qwen2.5-Coder-0.5B-Instruct, a file: --model."""
 
