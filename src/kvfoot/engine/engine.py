@@ -31,6 +31,7 @@ from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
 from kvfoot.engine.session import Session
 from kvfoot.models.bridge import attach, detach
+from kvfoot.models.fusion import Kernels, kernels
 from kvfoot.models.layout import geometry_of
 
 CHUNK = 512
@@ -51,14 +52,16 @@ class Engine:
         page_size: int = 16,
         kv_memory: int | float | None = None,
         graph: bool | Record | None = None,
+        fuse: bool | Kernels | None = None,
         poison: bool = False,
     ):
         """model: a transformers causal language model.
 
         kv_memory: size of the page pool, bytes (int) or a fraction (float, at most 1.0) of what is free beside the
         weights and a run's workspace; default: what a run needs. graph: decode by recorded steps (CUDA graphs), by
-        default on CUDA with the triton backend. poison fills freed pages with NaN (tests). Raises UsageError for a
-        model that is not supported, or a wrong value.
+        default on CUDA with the triton backend. fuse: norms, gated MLPs and RoPE are single kernels in recorded steps,
+        by default with the triton backend, unless KVFOOT_FUSE=0. poison fills freed pages with NaN (tests). Raises
+        UsageError for a model that is not supported, or a wrong value.
         """
         if page_size < 1:
             raise UsageError(f"page_size={page_size}: give at least 1 entry per page")
@@ -70,6 +73,7 @@ class Engine:
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         self.graph = wanted(graph, model, self.backend, self.device)
+        self.kernels = kernels(fuse, self.backend)
         self._previous = attach(model)
         self._probe()
 
@@ -233,7 +237,8 @@ class Engine:
         )
         pool.require(pages)
         record = cuda_recorder(self.device) if self.graph is True else self.graph or None
-        return Runner(self.model, self.backend, KVCache(pool, self.geometry), self._stop(), listener, record)
+        cache = KVCache(pool, self.geometry)
+        return Runner(self.model, self.backend, cache, self._stop(), listener, record, self.kernels)
 
     def config(self, method: Method, budget: Budget, chunk: int | None, new: int, sampling: Sampling) -> dict[str, Any]:
         """What the record says about how a run was made."""

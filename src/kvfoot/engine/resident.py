@@ -7,6 +7,7 @@ Recorded once per kind of step, replayed with other contents: nothing but the bu
 """
 
 from collections.abc import Sequence as Many
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from kvfoot.attention.backend import Backend
+from kvfoot.attention.naive_layer import Target
+from kvfoot.attention.state import State, sink
 from kvfoot.cache.kv import KVCache
 from kvfoot.core.errors import NotFinite, UsageError
 from kvfoot.core.hooks import POSITION, Needs
@@ -25,9 +28,9 @@ from kvfoot.engine.listed import Lists
 from kvfoot.engine.overwrite import Scope, flat, move, overwrite
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
-from kvfoot.engine.span import Heads
 from kvfoot.engine.step import blame
 from kvfoot.models.bridge import Call, PassCache
+from kvfoot.models.fusion import Fusion, settled, untouched
 
 SCORED = Needs.WINDOW_SCORES | Needs.COLUMN_SCORES
 QUIET = "quiet"
@@ -46,9 +49,13 @@ class Resident:
         room: int,
         sampling: Sampling,
         record: Record,
+        fusion: Fusion | None = None,
     ):
-        """sequences: what the shapes follow from. room: tokens that each of them may still take."""
+        """sequences: what the shapes follow from. room: tokens that each of them may still take. fusion: None: every
+        operation around attention is the model's own.
+        """
         self.model, self.backend, self.cache, self.sampling, self.record = model, backend, cache, sampling, record
+        self.fusion = fusion
         self.method, self.plan = sequences[0].method, sequences[0].plan
         g, self.bounds = cache.geometry, np.stack([limits(s) for s in sequences])
         reach = np.minimum(np.stack([s.rows.lens for s in sequences]) + room, self.bounds) + 1
@@ -154,17 +161,20 @@ class Resident:
         self.plans = self.backend.planned(b.words["lens"], pool.head_dim, pool.dtype)
         positions = b.words["position"][None]
         self.position = b.words["position"].repeat_interleave(self.cache.geometry.kv_heads)[:, None]
-        output = self.model(
-            input_ids=b.tokens,
-            position_ids=positions,
-            past_key_values=PassCache(self.attend, 0),
-            use_cache=True,
-            logits_to_keep=0,
-        )
+        with nullcontext() if self.fusion is None else self.fusion.applied():
+            output = self.model(
+                input_ids=b.tokens,
+                position_ids=positions,
+                past_key_values=PassCache(self.attend, 0),
+                use_cache=True,
+                logits_to_keep=0,
+            )
         logits = output.logits[0].float()
         b.tokens.copy_(self.sampling.choose(logits, b.words["stream"], positions[0] + 1)[None])
-        finite = torch.cat([torch.isfinite(torch.stack(self.checks)), torch.isfinite(logits).all()[None]])
+        sums = torch.stack(self.checks).flatten(1).sum(1, dtype=torch.float32)
+        finite = torch.cat([torch.isfinite(sums), torch.isfinite(logits).all()[None]])
         b.answer.copy_(torch.cat([b.tokens[0], finite.long(), b.fired.flatten()]))
+        self.checks = []
 
     def attend(self, call: Call) -> Tensor:
         """One layer: q [1, heads, B, D], k and v [1, kv_heads, B, D] -> attention output [1, B, heads, D]."""
@@ -175,30 +185,58 @@ class Resident:
                 f"layer {layer} asks for a window of {call.window} tokens, the config for "
                 f"{cache.geometry.window(layer)}"
             )
-        part = Heads(call, cache.geometry.kv_heads, cache.geometry.group)
-        q = part.q.permute(2, 0, 1, 3).flatten(0, 1)
-        k, v = (x.transpose(0, 1).flatten(0, 1).to(pool.dtype) for x in (part.k, part.v))
         slots, lens = b.words["slots"][layer], b.words["lens"][layer]
-        flat(pool.k).index_copy_(0, slots, k)
-        flat(pool.v).index_copy_(0, slots, v)
-        if self.plan.planes and not windowed:
-            flat(pool.planes[POSITION.name]).index_copy_(0, slots, self.position.int())
+        q, k, v = self._store(call, slots, bool(self.plan.planes) and not windowed)
         plan = None if self.plans is None else self.plans.layer(layer)
         scope = self.scopes[layer]
         weights = None
         if self.lists is not None and not windowed:
+            k = flat(pool.k).index_select(0, slots) if k is None else k
             state = self.lists.attend(layer, self.kind, q, k, v, call.scale)
         else:
             width = len(scope.entry) if scope is not None and self.method.needs & SCORED else 0
             state, weights = self.backend.paged(
                 q, pool.k, pool.v, b.tables[layer], lens, call.scale, plan=plan, width=width
             )
-        lse = part.write_steps(state, slice(None))
+        state, own = _sunk(state, call.sinks), state
         if windowed:
             move(pool, slots, b.words["goal"][layer])
         elif scope is not None:
-            if weights is not None and part.sinks is not None and Needs.COLUMN_SCORES in self.method.needs:
-                weights = weights * (state.lse - lse).exp()[..., None].nan_to_num(0.0)
+            if weights is not None and call.sinks is not None and Needs.COLUMN_SCORES in self.method.needs:
+                weights = weights * (own.lse - state.lse).exp()[..., None].nan_to_num(0.0)
             overwrite(pool, b, self.method, layer, scope, self.position, weights, self.planes)
-        self.checks.append(part.out.sum(dtype=torch.float32))
-        return part.out.view(1, part.out.shape[0], -1, part.out.shape[3])
+        out = state.out.to(q.dtype).reshape(1, b.size, -1, q.shape[2])
+        self.checks.append(out)
+        return out
+
+    def _store(self, call: Call, slots: Tensor, placed: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The new entries into their slots, their positions too if `placed`. Returns by rows: q [R, H, D], k and v
+        [R, D]; no k where it was rotated on its way.
+        """
+        pool, b, G = self.cache.pool, self.buffers, self.cache.geometry.kv_heads
+        if self.fusion is not None and call.k.dtype == call.v.dtype == pool.dtype:
+            (q, k, turn), v = untouched(call.q, call.k), call.v
+            target = Target(pool.k, pool.v, pool.planes[POSITION.name] if placed else None)
+            q = self.fusion.kernels.store(q, k, v, turn, slots, b.words["position"], target)
+            return q, _rows(k) if turn is None else None, _rows(v)
+        q, k, v = settled(call.q), *(_rows(settled(x)).to(pool.dtype) for x in (call.k, call.v))
+        flat(pool.k).index_copy_(0, slots, k)
+        flat(pool.v).index_copy_(0, slots, v)
+        if placed:
+            flat(pool.planes[POSITION.name]).index_copy_(0, slots, self.position.int())
+        return q[0].view(G, -1, *q.shape[2:]).permute(2, 0, 1, 3).flatten(0, 1), k, v
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[1, G, B, D] by rows [B x G, D]."""
+    return x[0].transpose(0, 1).flatten(0, 1)
+
+
+def _sunk(state: State, sinks: Tensor | None) -> State:
+    """The state with the sinks' share taken; sinks: a logit per query head of the model."""
+    if sinks is None:
+        return state
+    R, H = state.lse.shape
+    s_RH = sinks.float().view(-1, H).repeat(R * H // len(sinks), 1)
+    whole = sink(State(state.out[:, :, None], state.lse[..., None]), s_RH)
+    return State(whole.out[:, :, 0], whole.lse[..., 0])

@@ -1,0 +1,192 @@
+"""Small operations of a decoder layer as single kernels, for the time of one forward pass, in the user's own model.
+
+`applied` gives the known modules of a model instance (known.py) a forward of their own and takes it away at the end:
+no class and no transformers' module is changed, and other threads go on with what the model is. RoPE is put off until
+attention, which rotates while it stores: until then q and k are `Turning`, and whoever else looks at them gets
+them rotated by the model's own function.
+"""
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kvfoot.attention.backend import Backend
+from kvfoot.attention.naive_layer import Target, Turn
+from kvfoot.core.errors import UsageError
+from kvfoot.models import known
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+WIDEST = 16384
+"""Elements of a norm: what one program of the kernel holds."""
+APPLY = "apply_rotary_pos_emb"
+"""The name by which attention modules call RoPE."""
+
+
+class Kernels(Protocol):
+    """attention/naive_layer.py, or its operations by kernels."""
+
+    def rms_norm(self, x: Tensor, weight_N: Tensor, eps: float, *, round_first: bool, plus: float = 0.0) -> Tensor: ...
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor: ...
+
+    def store(
+        self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None, slots_R: Tensor, position_B: Tensor, target: Target
+    ) -> Tensor: ...
+
+
+def kernels(fuse: bool | Kernels | None, backend: Backend) -> Kernels | None:
+    """What `fuse` means with a backend; None: nothing is fused. Raises UsageError.
+
+    By default the triton backend's own, and nothing with another one or where the environment has KVFOOT_FUSE=0.
+    """
+    said = os.environ.get("KVFOOT_FUSE") or "1"
+    if said not in ("0", "1"):
+        raise UsageError(f"KVFOOT_FUSE={said!r}: give 0 or 1")
+    if fuse is None:
+        fuse = backend.name == "triton" and said == "1"
+    if not isinstance(fuse, bool):
+        return fuse
+    if fuse and backend.name != "triton":
+        raise UsageError(f"fuse=True: the kernels are the triton backend's, this engine has {backend.name}")
+    if not fuse:
+        return None
+    from kvfoot.attention.triton import layer
+
+    return layer
+
+
+class Turning:
+    """One of q and k [1, heads, B, D] that is still to be rotated: `plain`, by `turn`. Anything else it is asked for
+    is asked of the rotated tensor.
+    """
+
+    def __init__(self, plain: Tensor, turn: Turn, rotated: Callable[[], Tensor]):
+        self.plain, self.turn, self._rotated = plain, turn, rotated
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plain if name in ("shape", "dtype", "device") else self._rotated(), name)
+
+    def __getitem__(self, at: Any) -> Tensor:
+        return self._rotated()[at]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*(settled(x) for x in args), **{name: settled(x) for name, x in (kwargs or {}).items()})
+
+
+def settled(x: Any) -> Any:
+    """x, rotated if it was still to be."""
+    return x._rotated() if isinstance(x, Turning) else x
+
+
+def untouched(q: Any, k: Any) -> tuple[Tensor, Tensor, Turn | None]:
+    """q and k as attention gets them, without the rotation that they are still to be given, and that."""
+    return (q.plain, k.plain, q.turn) if isinstance(q, Turning) else (q, k, None)
+
+
+class Fusion:
+    """What of a model is done by `kernels` within `applied`."""
+
+    def __init__(self, model: nn.Module, kernels: Kernels):
+        self.model, self.kernels = model, kernels
+
+    def found(self) -> dict[str, int]:
+        """How many of its modules are known: {"norm": .., "mlp": .., "rope": ..}."""
+        every = [name for name, _ in map(self._fused, self.model.modules()) if name]
+        return dict(Counter(every))
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within, in this thread, the known modules of the model run by kernels."""
+        thread, placed = threading.get_ident(), []
+        try:
+            for module in self.model.modules():
+                _, fused = self._fused(module)
+                if fused is not None:
+                    module.forward = _here(thread, fused, module.forward)
+                    placed.append(module)
+            yield
+        finally:
+            for module in placed:
+                del module.forward
+
+    def _fused(self, module: nn.Module) -> tuple[str, Callable[..., Any] | None]:
+        """What a module is, and a forward in place of its own; None where it is not known."""
+        norm, mlp = known.norm(module), known.mlp(module)
+        if norm is not None:
+            return "norm", self._norm(module, norm)
+        if mlp is not None:
+            return "mlp", self._mlp(module, mlp)
+        attention = self._attention(module)
+        return ("", None) if attention is None else ("rope", attention)
+
+    def _norm(self, module: Any, what: known.Norm) -> Callable[[Tensor], Tensor]:
+        own, eps = module.forward, getattr(module, what.epsilon)
+
+        def forward(x: Tensor) -> Tensor:
+            weight = module.weight
+            if x.dtype != weight.dtype or x.dtype not in DTYPES or x.shape[-1] > WIDEST:
+                return own(x)
+            return self.kernels.rms_norm(x, weight, eps, round_first=what.round_first, plus=what.plus)
+
+        return forward
+
+    def _mlp(self, module: Any, what: known.Gated) -> Callable[[Tensor], Tensor]:
+        act = getattr(module, what.act)
+
+        def forward(x: Tensor) -> Tensor:
+            parts = [getattr(module, name)(x) for name in what.projections]
+            gate, up = parts if len(parts) == 2 else parts[0].chunk(2, dim=-1)
+            fits = gate.dtype == up.dtype and gate.dtype in DTYPES
+            return module.down_proj(self.kernels.gated(gate, up) if fits else act(gate) * up)
+
+        return forward
+
+    def _attention(self, module: nn.Module) -> Callable[..., Any] | None:
+        """The module's forward with a rotation that is put off, where it calls one that is known."""
+        plain = type(module).forward
+        if "forward" in vars(module) or not isinstance(plain, FunctionType) or hasattr(plain, "__wrapped__"):
+            return None
+        rotate = plain.__globals__.get(APPLY)
+        rope = known.rope(rotate) if APPLY in plain.__code__.co_names else None
+        if rope is None:
+            return None
+        space = {**plain.__globals__, APPLY: _put_off(rotate, rope)}
+        own = FunctionType(plain.__code__, space, plain.__name__, plain.__defaults__, plain.__closure__)
+        own.__kwdefaults__ = plain.__kwdefaults__
+        return own.__get__(module)
+
+
+def _here(thread: int, fused: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return (fused if threading.get_ident() == thread else own)(*args, **kwargs)
+
+    return forward
+
+
+def _put_off(rotate: Any, what: known.Rope) -> Callable[..., Any]:
+    def later(q: Any, k: Any, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> Any:
+        whole = cos.shape == sin.shape == (1, q.shape[2], q.shape[-1]) and q.shape[-1] % 2 == 0
+        kinds = {q.dtype, k.dtype} | (set() if what.widened else {cos.dtype})
+        wide = cos.dtype in (q.dtype, torch.float32) and cos.dtype == sin.dtype
+        if args or kwargs or len(q) != 1 or len(kinds) != 1 or not (whole and wide) or q.dtype not in DTYPES:
+            return rotate(q, k, cos, sin, *args, **kwargs)
+        both: list[Any] = []
+
+        def rotated(which: int) -> Tensor:
+            if not both:
+                both.extend(rotate(q, k, cos, sin))
+            found: Tensor = both[which]
+            return found
+
+        turn = Turn(cos, sin)
+        return Turning(q, turn, lambda: rotated(0)), Turning(k, turn, lambda: rotated(1))
+
+    return later
