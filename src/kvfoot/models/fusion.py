@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from kvfoot.attention.backend import Backend
 from kvfoot.attention.naive_layer import Target, Turn
@@ -73,12 +74,17 @@ class Turning:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.plain if name in ("shape", "dtype", "device") else self._rotated(), name)
 
-    def __getitem__(self, at: Any) -> Tensor:
-        return self._rotated()[at]
-
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*(settled(x) for x in args), **{name: settled(x) for name, x in (kwargs or {}).items()})
+        return func(*tree_map(settled, args), **tree_map(settled, kwargs or {}))
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    return lambda x, *others: getattr(x._rotated(), name)(*(settled(y) for y in others))
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "neg", "matmul", "getitem"):
+    setattr(Turning, f"__{_name}__", _operator(f"__{_name}__"))
 
 
 def settled(x: Any) -> Any:
@@ -88,7 +94,9 @@ def settled(x: Any) -> Any:
 
 def untouched(q: Any, k: Any) -> tuple[Tensor, Tensor, Turn | None]:
     """q and k as attention gets them, without the rotation that they are still to be given, and that."""
-    return (q.plain, k.plain, q.turn) if isinstance(q, Turning) else (q, k, None)
+    if isinstance(q, Turning) and isinstance(k, Turning):
+        return q.plain, k.plain, q.turn
+    return settled(q), settled(k), None
 
 
 class Fusion:
