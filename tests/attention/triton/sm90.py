@@ -3,7 +3,8 @@
 A script of its own: kernels that are to be compiled must not have been imported under the interpreter. Each wrapper is
 called on tensors without memory; a launch becomes a compilation for sm_90, with the types and the divisibility that the
 arguments have. Prints one JSON object a line: case, kernel, registers, stack, shared (bytes), loads (16-byte
-asynchronous copies), multiplies (tensor core instructions).
+asynchronous copies), multiplies (tensor core instructions), fused (products and sums in one), rounded (fp32
+to bf16, to nearest even).
 """
 
 import json
@@ -23,6 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kvfoot.attention.naive_layer import Target, Turn
 from kvfoot.attention.triton import (
     append,
     chunk_prefill,
@@ -30,9 +32,12 @@ from kvfoot.attention.triton import (
     common,
     compact,
     decode,
+    gated,
     locate,
     merge,
     plan,
+    rms_norm,
+    store,
     stream_prefill,
     weights,
     window_scores,
@@ -48,7 +53,7 @@ TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-OPTIONS = ("num_warps", "num_stages", "maxnreg")
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 seen: set[str] = set()
 KERNELS: dict[str, ModuleType] = {
@@ -63,6 +68,9 @@ KERNELS: dict[str, ModuleType] = {
     "stream_prefill_kernel": stream_prefill,
     "column_scores_kernel": column_scores,
     "window_lse_kernel": window_scores,
+    "rms_norm_kernel": rms_norm,
+    "gated_kernel": gated,
+    "store_kernel": store,
 }
 
 
@@ -107,6 +115,8 @@ def budgets(binary: Any) -> dict[str, int]:
         "shared": binary.metadata.shared,
         "loads": len(re.findall(r"cp\.async\.cg\.shared\.global .*0x10", ptx)),
         "multiplies": len(re.findall(r"mma\.sync|wgmma\.mma_async", ptx)),
+        "fused": len(re.findall(r"fma\.rn\.(?:f32|f16|bf16)", ptx)),
+        "rounded": len(re.findall(r"cvt\.rn\.bf16", ptx)),
     }
 
 
@@ -165,6 +175,16 @@ def build(ops: list[str], head_size: int, group: int, page_size: int, dtype: tor
             window_scores.window_scores(q[:, :, :32], k, table, lens, 0.1, width)
         if "append" in ops:
             append.append((k, k), table, lens, (q[:, 0, :1], q[:, 0, :1]))
+        if "layer" in ops:
+            x, heads = meta(1, 3, group * head_size * rows), meta(1, rows, 3, head_size)
+            for first in (True, False):
+                rms_norm.rms_norm(x, x[0, 0], 1e-5, round_first=first)
+            gated.gated(x, x)
+            queries = meta(1, rows * group, 3, head_size)
+            places, target = meta(3 * rows, kind=torch.int64), Target(k, k, meta(width, page_size, 1, kind=torch.int32))
+            angles = meta(1, 3, head_size)
+            for turn in (Turn(angles, angles), None):
+                store.store(queries, heads, heads, turn, places, places[:3], target)
         if "compact" in ops:
             compact.compact((k, k), table, meta(rows, 512, kind=torch.int64), lens, table)
 

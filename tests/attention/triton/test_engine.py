@@ -3,9 +3,12 @@
 from typing import Any
 
 import pytest
+import torch
 from paged import DEVICE
 
 import tiny
+from families import SHAPES, build
+from replayed import decode
 from tape import Rerun
 
 RUNS: list[dict[str, Any]] = [
@@ -47,3 +50,28 @@ def test_a_resident_step_writes_the_same(run: dict[str, Any]) -> None:
     assert [r.tokens for r in found] == [r.tokens for r in expected]
     assert found[0].record.footprint == expected[0].record.footprint
     assert found[0].record.config["decode"] == "graph"
+
+
+FUSED = [(kind, torch.float32) for kind in SHAPES if "-" not in kind and kind != "gpt_oss"]
+FUSED += [("qwen3", torch.bfloat16), ("olmo2", torch.bfloat16)]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), FUSED, ids=str)
+def test_a_fused_step_of_every_family(kind: str, dtype: torch.dtype) -> None:
+    """Norms, MLPs and RoPE by kernels: the tokens of the same step by the model's own operations."""
+    from kvfoot.attention.triton import layer
+
+    model = build(kind).to(DEVICE, dtype)
+    given: dict[str, Any] = {"lengths": (9, 4), "new": 3, "record": Rerun, "page_size": 16}
+    found, expected = (decode(model, "full", fuse=fuse, **given) for fuse in (layer, False))
+    assert found.steps == 2
+    assert found.tokens == expected.tokens
+
+
+def test_a_fused_step_of_the_triton_backend() -> None:
+    """The default. Kernels of the layer and of attention, in bf16."""
+    model = tiny.make(layers=1, kv_heads=2, group=3, head_dim=64, dtype=torch.bfloat16).to(DEVICE)
+    given: dict[str, Any] = {"lengths": (13,), "new": 3, "record": Rerun, "page_size": 16, "backend": "triton"}
+    found, expected = (decode(model, "full", fuse=fuse, **given) for fuse in (None, False))
+    assert found.steps == 2
+    assert found.tokens == expected.tokens
