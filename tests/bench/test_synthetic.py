@@ -7,11 +7,13 @@ import pytest
 
 from families import build
 from kvfoot import Engine
+from kvfoot.attention import naive_layer
 from kvfoot.bench.sides import Ours
 from kvfoot.bench.synthetic import shortened
 from kvfoot.bench.variant import Variant, admitted, kept
 from kvfoot.core.errors import PoolExhausted, UsageError
 from kvfoot.engine.runner import peak_pages
+from tape import Rerun
 
 VARIANTS = [
     Variant(chunk=32),
@@ -48,6 +50,19 @@ def test_as_after_a_prompt_that_was_read(variant: Variant, kind: str) -> None:
     assert real.sequences[0].rows.seen == made.sequences[0].rows.seen == PROMPT + LATER
     if variant.method not in ("refreshkv", "quest"):
         assert real.kv_bytes() == made.kv_bytes()
+
+
+def test_a_side_without_fusion_beside_one_with_it() -> None:
+    engine = Engine(build("llama"), graph=Rerun, fuse=naive_layer)
+    sides = [Ours(engine, Variant(fused=fused), PROMPT, 1, LATER, True) for fused in (True, False)]
+    assert [side.name for side in sides] == ["full", "full unfused"]
+    assert [side.facts()["fused"] for side in sides] == [{"norm": 7, "mlp": 3, "rope": 3}, {}]
+    for side in sides:
+        side.decode(LATER - 1)
+        assert side.runner.graphs is not None
+        assert side.runner.graphs.steps == LATER
+    assert sides[0].sequences[0].generated == sides[1].sequences[0].generated
+    assert Ours(Engine(build("llama")), Variant(), PROMPT, 1, LATER, True).facts()["fused"] == {}
 
 
 def test_keys_and_values_are_random_and_positions_spread() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tiny
+from families import build
 from kvfoot.core.budget import Budget
 from kvfoot.engine.graphs import Batch
 from kvfoot.engine.resident import Resident
@@ -216,6 +217,70 @@ def test_many_runs_one_after_the_other() -> None:
     for _ in range(3):
         assert engine.generate([tiny.tokens(40)], max_new_tokens=8)[0].tokens == first.tokens
         engine.generate([tiny.tokens(40), tiny.tokens(20)], method="h2o", keep=0.5, max_new_tokens=8)
+
+
+def stepped(dtype: torch.dtype, fuse: bool, batch: int) -> torch.Tensor:
+    """Logits fp32 [steps, batch, vocabulary] of the recorded function run plainly, on tokens that are given."""
+    found: list[torch.Tensor] = []
+    own = copy.deepcopy(model(torch.bfloat16)).to(dtype)
+    engine = tiny.Strict(own, backend="triton", graph=Rerun, fuse=fuse)
+    chosen, sampling = engine.method("full"), Sampling()
+    plans = [engine.plan(chosen, Budget(), 40 + i, 20, 16) for i in range(batch)]
+    runner = engine.runner(plans, 16)
+    sequences = [runner.open(tiny.tokens(40 + i, i), chosen, p, sampling, i) for i, p in enumerate(plans)]
+    for i, s in enumerate(sequences):
+        runner.prefill(s)
+        s.tokens.append(7 + i)
+    assert runner.graphs is not None
+    resident = runner.graphs.suiting(sequences, 16, sampling)
+    resident.attach(sequences)
+    resident.step()
+    own.lm_head.register_forward_hook(lambda *call: found.append(call[2][0].float().clone()))
+    for n in range(6):
+        resident.buffers.feed([11 + n + i for i in range(batch)])
+        resident.step()
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_fused_kernels_are_as_near_as_the_models_own_operations(dtype: torch.dtype, batch: int) -> None:
+    """Logits against the same weights in fp32: at most twice the error of the step that is not fused."""
+    exact = stepped(torch.float32, False, batch)
+    assert (stepped(torch.float32, True, batch) - exact).abs().max() < 1e-3 * exact.abs().max()
+    fused, plain = ((stepped(dtype, fuse, batch) - exact).square().mean().sqrt() for fuse in (True, False))
+    assert fused <= 2 * plain
+
+
+@pytest.mark.parametrize(("name", "mode"), [("full", {}), ("h2o", {"keep": 0.5}), ("refreshkv", {"budget": 24})])
+def test_a_graph_with_fused_kernels_writes_what_one_without_writes(name: str, mode: dict[str, Any]) -> None:
+    """fp32: tokens and survivors. Fusion is the default."""
+    assert tiny.Strict(model(), backend="triton").kernels is not None
+    fused, plain = (on_gpu(name, {}, graph=True, fuse=fuse, **mode) for fuse in (None, False))
+    assert fused.tokens == plain.tokens
+    assert fused.kept == plain.kept
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "olmo2", "phi3", "smollm3", "gemma3_text"])
+def test_families_with_fused_kernels(kind: str) -> None:
+    """Norms of heads, of whole projections, one projection for all, layers without RoPE: kernels of the layer alone,
+    attention in plain torch, which takes heads of any size.
+    """
+    from kvfoot.attention.triton import layer
+
+    own = build(kind).to("cuda")
+    more: dict[str, Any] = {"lengths": LENGTHS, "page_size": 16, "record": True}
+    fused, plain = (decode(own, "full", {}, fuse=fuse, **more) for fuse in (layer, False))
+    assert fused.steps == NEW - 1
+    assert fused.tokens == plain.tokens
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    before = {name: dict(vars(m)) for name, m in model().named_modules()}
+    on_gpu("full", {}, graph=True)
+    after = {name: dict(vars(m)) for name, m in model().named_modules()}
+    assert [sorted(x) for x in before.values()] == [sorted(x) for x in after.values()]
+    assert not any("forward" in x for x in after.values())
 
 
 def test_graphs_are_the_default_of_the_triton_backend_alone() -> None:

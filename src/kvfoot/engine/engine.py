@@ -257,6 +257,7 @@ class Engine:
             "dtype": str(self.dtype).removeprefix("torch."),
             "backend": self.backend.name,
             "page_size": self.page_size,
+            "fused": bool(self.graph) and self.kernels is not None,
         }
 
     def _probe(self) -> None:
