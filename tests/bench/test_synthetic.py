@@ -54,7 +54,7 @@ def test_as_after_a_prompt_that_was_read(variant: Variant, kind: str) -> None:
 
 def test_a_side_without_fusion_beside_one_with_it() -> None:
     engine = Engine(build("llama"), graph=Rerun, fuse=naive_layer)
-    sides = [Ours(engine, Variant(fused=fused), PROMPT, 1, LATER, True) for fused in (True, False)]
+    sides = [Ours(engine, Variant(fused=fused), PROMPT, 1, LATER, False) for fused in (True, False)]
     assert [side.name for side in sides] == ["full", "full unfused"]
     assert [side.facts()["fused"] for side in sides] == [{"norm": 7, "mlp": 3, "rope": 3}, {}]
     for side in sides:

@@ -122,8 +122,8 @@ class Ours:
         return read * trace.dense_bytes / len(self.times.steps)
 
     def facts(self) -> dict[str, Any]:
-        """How steps are run, what of the model is fused in them, entries per row after the prompt, bytes of the pages in
-        use then; of readers, steps that refreshed."""
+        """How steps are run, what of the model is fused in them, entries per row after the prompt, bytes of the pages
+        in use then; of readers, steps that refreshed."""
         found: dict[str, Any] = {"decode": self.how, "fused": self.fused}
         found |= {"entries_per_row": self.entries, "held_bytes": self.held_bytes}
         if self.measured[0] and self.measured[0][0].refreshed is not None:
