@@ -14,6 +14,7 @@ from kvfoot.attention import naive_layer, sdpa
 from kvfoot.attention.state import State
 from kvfoot.core.budget import Budget
 from kvfoot.engine.sampler import Sampling
+from kvfoot.models.fusion import Fuse
 from tape import Rerun
 
 FREE = {"empty", "empty_strided", "empty_like", "new_empty", "detach", "alias"}
@@ -55,22 +56,22 @@ def _paged(q: Tensor, *given: Any, **named: Any) -> Any:
 
 
 @torch.inference_mode()
-def of_a_step(kind: str, fused: bool, method: str = "full", batch: int = 1, **mode: Any) -> tuple[Counter[str], int]:
+def of_a_step(kind: str, level: int, method: str = "full", batch: int = 1, **mode: Any) -> tuple[Counter[str], int]:
     """Launches of a layer of a family's step, by name, and of everything but its layers."""
-    found = [_step(kind, layers, fused, method, batch, mode) for layers in (2, 4)]
+    found = [_step(kind, layers, level, method, batch, mode) for layers in (2, 4)]
     layer = Counter({name: n // 2 for name, n in (found[1] - found[0]).items()})
     return layer, found[0].total() - 2 * layer.total()
 
 
-def _step(kind: str, layers: int, fused: bool, method: str, batch: int, mode: dict[str, Any]) -> Counter[str]:
+def _step(kind: str, layers: int, level: int, method: str, batch: int, mode: dict[str, Any]) -> Counter[str]:
     count = Launches()
-    names = ("rms_norm", "gated", "store")
-    kernels = SimpleNamespace(**{name: count.one(name, getattr(naive_layer, name)) for name in names})
+    names = ("rms_norm", "gated", "store", "project", "gated_project")
+    kernels: Any = SimpleNamespace(**{name: count.one(name, getattr(naive_layer, name)) for name in names})
     backend = SimpleNamespace(**vars(sdpa))
     backend.paged = count.one("attention", _paged, ATTENTION)
     more = {"no_rope_layers": [1] * layers} if kind == "smollm3" else {}
     model = tiny.make(kind, layers=layers, dtype=torch.bfloat16, **more)
-    engine = tiny.Strict(model, backend=backend, graph=Rerun, fuse=kernels if fused else False)
+    engine = tiny.Strict(model, backend=backend, graph=Rerun, fuse=Fuse(kernels, level) if level else 0)
     chosen = engine.method(method)
     plan = engine.plan(chosen, Budget.of(**mode), 20, None, 8)
     runner = engine.runner([plan] * batch, 8)

@@ -13,6 +13,7 @@ from kvfoot.bench.synthetic import shortened
 from kvfoot.bench.variant import Variant, admitted, kept
 from kvfoot.core.errors import PoolExhausted, UsageError
 from kvfoot.engine.runner import peak_pages
+from kvfoot.models.fusion import Fuse
 from tape import Rerun
 
 VARIANTS = [
@@ -53,15 +54,16 @@ def test_as_after_a_prompt_that_was_read(variant: Variant, kind: str) -> None:
 
 
 def test_a_side_without_fusion_beside_one_with_it() -> None:
-    engine = Engine(build("llama"), graph=Rerun, fuse=naive_layer)
-    sides = [Ours(engine, Variant(fused=fused), PROMPT, 1, LATER, False) for fused in (True, False)]
-    assert [side.name for side in sides] == ["full", "full unfused"]
-    assert [side.facts()["fused"] for side in sides] == [{"norm": 7, "mlp": 3, "rope": 3}, {}]
+    SMALL = {"norm": 7, "mlp": 3, "rope": 3}
+    engine = Engine(build("llama"), graph=Rerun, fuse=Fuse(naive_layer))
+    sides = [Ours(engine, Variant(fuse=level), PROMPT, 1, LATER, False) for level in (None, 0, 3)]
+    assert [side.name for side in sides] == ["full", "full fuse=0", "full fuse=3"]
+    assert [side.facts()["fused"] for side in sides] == [SMALL, {}, {**SMALL, "product": 3 * 7}]
     for side in sides:
         side.decode(LATER - 1)
         assert side.runner.graphs is not None
         assert side.runner.graphs.steps == LATER
-    assert sides[0].sequences[0].generated == sides[1].sequences[0].generated
+    assert len({tuple(side.sequences[0].generated) for side in sides}) == 1
     assert Ours(Engine(build("llama")), Variant(), PROMPT, 1, LATER, True).facts()["fused"] == {}
 
 

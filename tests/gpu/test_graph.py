@@ -17,6 +17,7 @@ from kvfoot.engine.resident import Resident
 from kvfoot.engine.runner import Runner
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
+from kvfoot.models.fusion import Fuse
 from lawtable import label
 from replayed import ALL, NEW, Done, decode
 from tape import Rerun
@@ -219,7 +220,7 @@ def test_many_runs_one_after_the_other() -> None:
         engine.generate([tiny.tokens(40), tiny.tokens(20)], method="h2o", keep=0.5, max_new_tokens=8)
 
 
-def stepped(dtype: torch.dtype, fuse: bool, batch: int) -> torch.Tensor:
+def stepped(dtype: torch.dtype, fuse: int, batch: int) -> torch.Tensor:
     """Logits fp32 [steps, batch, vocabulary] of the recorded function run plainly, on tokens that are given."""
     found: list[torch.Tensor] = []
     own = copy.deepcopy(model(torch.bfloat16)).to(dtype)
@@ -243,22 +244,25 @@ def stepped(dtype: torch.dtype, fuse: bool, batch: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("batch", [1, 4])
-def test_fused_kernels_are_as_near_as_the_models_own_operations(dtype: torch.dtype, batch: int) -> None:
+@pytest.mark.parametrize(("level", "batch"), [(1, 1), (1, 4), (2, 1), (3, 1)])
+def test_fused_kernels_are_as_near_as_the_models_own_operations(dtype: torch.dtype, level: int, batch: int) -> None:
     """Logits against the same weights in fp32: at most twice the error of the step that is not fused."""
-    exact = stepped(torch.float32, False, batch)
-    assert (stepped(torch.float32, True, batch) - exact).abs().max() < 1e-3 * exact.abs().max()
-    fused, plain = ((stepped(dtype, fuse, batch) - exact).square().mean().sqrt() for fuse in (True, False))
+    exact = stepped(torch.float32, 0, batch)
+    assert (stepped(torch.float32, level, batch) - exact).abs().max() < 1e-3 * exact.abs().max()
+    fused, plain = ((stepped(dtype, fuse, batch) - exact).square().mean().sqrt() for fuse in (level, 0))
     assert fused <= 2 * plain
 
 
 @pytest.mark.parametrize(("name", "mode"), [("full", {}), ("h2o", {"keep": 0.5}), ("refreshkv", {"budget": 24})])
 def test_a_graph_with_fused_kernels_writes_what_one_without_writes(name: str, mode: dict[str, Any]) -> None:
-    """fp32: tokens and survivors. Fusion is the default."""
-    assert tiny.Strict(model(), backend="triton").kernels is not None
-    fused, plain = (on_gpu(name, {}, graph=True, fuse=fuse, **mode) for fuse in (None, False))
+    """fp32: tokens and survivors. Fusion is the default; products are of single tokens."""
+    assert tiny.Strict(model(), backend="triton").fuse is not None
+    fused, plain = (on_gpu(name, {}, graph=True, fuse=fuse, **mode) for fuse in (None, 0))
     assert fused.tokens == plain.tokens
     assert fused.kept == plain.kept
+    one, alone = (on_gpu(name, {}, graph=True, fuse=fuse, lengths=LENGTHS[:1], **mode) for fuse in (3, 0))
+    assert one.tokens == alone.tokens
+    assert one.kept == alone.kept
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "olmo2", "phi3", "smollm3", "gemma3_text"])
@@ -270,7 +274,7 @@ def test_families_with_fused_kernels(kind: str) -> None:
 
     own = build(kind).to("cuda")
     more: dict[str, Any] = {"lengths": LENGTHS, "page_size": 16, "record": True}
-    fused, plain = (decode(own, "full", {}, fuse=fuse, **more) for fuse in (layer, False))
+    fused, plain = (decode(own, "full", {}, fuse=fuse, **more) for fuse in (Fuse(layer), 0))
     assert fused.steps == NEW - 1
     assert fused.tokens == plain.tokens
 

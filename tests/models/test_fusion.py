@@ -17,12 +17,13 @@ import tiny
 from families import SHAPES, build
 from kvfoot.attention import naive, naive_layer, sdpa
 from kvfoot.core.errors import NotFinite, UsageError
-from kvfoot.models import known
+from kvfoot.models import known, products
 from kvfoot.models.bridge import Call, PassCache, attach
-from kvfoot.models.fusion import APPLY, Fusion, Turning, kernels, settled
+from kvfoot.models.fusion import APPLY, Fuse, Fusion, Turning, fusing, settled
 from replayed import decode, same
 from tape import Rerun
 
+PLAIN = Fuse(naive_layer)
 LEFT_ALONE = {"cohere2": {"mlp": 4}, "gemma3_text": {"norm": 25, "rope": 4}, "gpt_oss": {"norm": 9}}
 """LayerNorm and interleaved RoPE; GELU; experts."""
 
@@ -45,20 +46,18 @@ def test_what_of_every_family_is_known(kind: str) -> None:
     model, norms = build(kind), {"qwen3": 4, "olmo2": 4}.get(kind.partition("-")[0], 2)
     layers = model.config.num_hidden_layers
     expected = LEFT_ALONE.get(kind, {"norm": norms * layers + 1, "mlp": layers, "rope": layers})
-    assert Fusion(model, naive_layer).found() == expected
+    assert Fusion(model, PLAIN).found() == expected
 
 
 def test_what_is_known_is_what_is_computed() -> None:
     """A fingerprint stands for the definition beside it: modules of every family, bit for bit, and their roundings."""
     for kind in SHAPES:
         model = build(kind).to(torch.bfloat16)
-        fusion, names = Fusion(model, naive_layer), {id(m): name for name, m in model.named_modules()}
-        for module in model.modules():
-            what, fused = fusion._fused(module)
+        names = {id(m): name for name, m in model.named_modules()}
+        for module, what, fused in Fusion(model, PLAIN)._fused():
             if what in ("norm", "mlp"):
                 size = module.weight.shape[0] if what == "norm" else model.config.hidden_size
                 x = torch.randn(1, 3, size, generator=torch.Generator().manual_seed(size)).bfloat16()
-                assert fused is not None
                 assert torch.equal(fused(x), module(x)), (kind, names[id(module)])
 
 
@@ -105,8 +104,8 @@ def test_a_norm_that_is_overridden_still_counts() -> None:
     """The step of a model with a module of the user's own: left alone, and the tokens are the launched ones."""
     model = tiny.make("llama")
     model.model.layers[1].input_layernorm.__class__ = Own
-    assert Fusion(model, naive_layer).found() == {"norm": 4, "mlp": 2, "rope": 2}
-    found = same(model, "full", fuse=naive_layer)
+    assert Fusion(model, PLAIN).found() == {"norm": 4, "mlp": 2, "rope": 2}
+    found = same(model, "full", fuse=PLAIN)
     assert found.tokens != decode(tiny.make("llama"), "full", replayed=False).tokens
 
 
@@ -124,12 +123,11 @@ def test_what_does_not_suit_the_kernels_goes_to_the_model() -> None:
         (wide, torch.randn(1, 16385)),
         (mixed, torch.randn(8).double()),
     ):
-        _, fused = Fusion(module, refusing)._fused(module)
-        assert fused is not None
+        ((_, _, fused),) = Fusion(module, Fuse(refusing))._fused()
         assert torch.equal(fused(x), module(x))
     attention = tiny.llama().model.layers[0].self_attn
     q, k, angles = torch.randn(2, 6, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 5, 8)
-    later = Fusion(attention, refusing)._attention(attention).__func__.__globals__["apply_rotary_pos_emb"]  # type: ignore[union-attr]
+    later = Fusion(attention, Fuse(refusing))._attention(attention).__func__.__globals__["apply_rotary_pos_emb"]  # type: ignore[union-attr]
     assert isinstance(later(q, k, angles, angles)[0], Tensor)
     assert isinstance(later(q[:1], k[:1], angles[:1], angles[:1])[0], Turning)
     assert isinstance(later(q[:1].mT, k[:1].mT, angles[:1].mT, angles[:1].mT, 1)[0], Tensor)
@@ -141,7 +139,7 @@ def test_what_does_not_suit_the_kernels_goes_to_the_model() -> None:
 def test_the_model_is_what_it_was_after_a_step_and_after_an_error() -> None:
     model = tiny.make("llama")
     attach(model)
-    before, fusion = state(model), Fusion(model, naive_layer)
+    before, fusion = state(model), Fusion(model, PLAIN)
     with fusion.applied():
         assert state(model) != before
         assert "forward" in vars(model.model.norm)
@@ -156,9 +154,9 @@ def test_the_model_is_what_it_was_after_a_step_and_after_an_error() -> None:
     broken: Any = ModuleType("broken")
     broken.rms_norm, broken.gated, broken.store = naive_layer.rms_norm, failing, naive_layer.store
     with pytest.raises(RuntimeError, match="no memory"):
-        decode(model, "full", fuse=broken)
+        decode(model, "full", fuse=Fuse(broken))
     assert state(model) == before
-    decode(model, "full", fuse=naive_layer)
+    decode(model, "full", fuse=PLAIN)
     assert state(model) == before
 
 
@@ -179,7 +177,7 @@ def test_no_class_and_no_file_of_transformers_is_changed() -> None:
 
     refusing: Any = ModuleType("refusing")
     refusing.rms_norm = refusing.gated = refusing.store = refused
-    with Fusion(model, refusing).applied():
+    with Fusion(model, Fuse(refusing)).applied():
         assert "forward" not in vars(other.model.norm)
         assert modeling_llama.apply_rotary_pos_emb is rotate
         assert LlamaAttention.forward.__globals__ is vars(modeling_llama)
@@ -194,9 +192,9 @@ def test_no_class_and_no_file_of_transformers_is_changed() -> None:
 def test_two_at_a_time_leave_what_the_first_one_has_taken() -> None:
     model = tiny.make("llama")
     before = state(model)
-    with Fusion(model, naive_layer).applied():
-        assert Fusion(model, naive_layer).found() == {}
-        with Fusion(model, naive_layer).applied():
+    with Fusion(model, PLAIN).applied():
+        assert Fusion(model, PLAIN).found() == {}
+        with Fusion(model, PLAIN).applied():
             pass
         assert "forward" in vars(model.model.norm)
     assert state(model) == before
@@ -250,8 +248,8 @@ def test_an_attention_that_changes_queries_after_the_rotation() -> None:
     model = tiny.make("llama")
     for layer in model.model.layers:
         layer.self_attn.__class__ = Warmer
-    assert Fusion(model, naive_layer).found()["rope"] == 2
-    found = same(model, "full", fuse=naive_layer)
+    assert Fusion(model, PLAIN).found()["rope"] == 2
+    found = same(model, "full", fuse=PLAIN)
     assert found.tokens != decode(tiny.make("llama"), "full", replayed=False).tokens
 
 
@@ -262,8 +260,8 @@ def test_an_attention_that_changes_queries_after_the_rotation() -> None:
 def test_every_family_says_the_same(kind: str) -> None:
     """Recorded with fusion, recorded without and launched, fp32; in bf16 recorded with and without."""
     model, lengths = build(kind), (61, 5, 24)
-    same(model, "full", lengths=lengths, fuse=naive_layer)
-    one, two = (decode(build(kind).bfloat16(), "full", lengths=lengths, fuse=fuse) for fuse in (naive_layer, False))
+    same(model, "full", lengths=lengths, fuse=PLAIN)
+    one, two = (decode(build(kind).bfloat16(), "full", lengths=lengths, fuse=fuse) for fuse in (PLAIN, 0))
     assert one.steps == two.steps > 0
     assert one.tokens == two.tokens
 
@@ -279,10 +277,10 @@ def test_every_family_says_the_same(kind: str) -> None:
     ],
 )
 def test_methods_keep_and_read_the_same(name: str, options: dict[str, Any], mode: dict[str, Any]) -> None:
-    same(tiny.llama(), name, options, fuse=naive_layer, **mode)
+    same(tiny.llama(), name, options, fuse=PLAIN, **mode)
 
 
-@pytest.mark.parametrize(("fuse", "layer"), [(naive_layer, 1), (False, 1)])
+@pytest.mark.parametrize(("fuse", "layer"), [(PLAIN, 1), (0, 1)])
 def test_nan_is_still_reported_with_its_layer(fuse: Any, layer: int) -> None:
     model = tiny.make("llama", layers=3)
     engine = tiny.Strict(model, graph=Rerun, fuse=fuse)
@@ -295,23 +293,73 @@ def test_nan_is_still_reported_with_its_layer(fuse: Any, layer: int) -> None:
         engine.generate([tiny.tokens(9)], max_new_tokens=4)
 
 
-FEWER = {"llama": (41, 15), "qwen3": (57, 17), "olmo2": (59, 17), "phi3": (40, 12)}
-"""Launches of a layer without and with fusion, of docs/decisions/0051."""
+FEWER = {"llama": (41, 15, 11), "qwen3": (57, 17, 13), "olmo2": (59, 17, 13), "phi3": (40, 12, 11)}
+"""Launches of a layer without fusion, with it, and with products of one token, of docs/decisions/0051."""
 
 
 @pytest.mark.parametrize("kind", FEWER)
 def test_launches_of_a_layer(kind: str) -> None:
-    found = [launches.of_a_step(kind, fused)[0] for fused in (False, True)]
+    found = [launches.of_a_step(kind, level)[0] for level in (0, 1, 2)]
     assert tuple(x.total() for x in found) == FEWER[kind]
     norms = 2 if kind in ("llama", "phi3") else 4
-    products = 4 if kind == "phi3" else 7
-    assert found[1] == {"rms_norm": norms, "linear": products, "store": 1, "attention": 2, "add": 2, "gated": 1}
+    linear = 4 if kind == "phi3" else 7
+    assert found[1] == {"rms_norm": norms, "linear": linear, "store": 1, "attention": 2, "add": 2, "gated": 1}
+    if kind != "phi3":
+        assert (found[2]["project"], found[2]["gated_project"], found[2]["linear"]) == (1, 1, 2)
+    assert launches.of_a_step(kind, 3)[0]["linear"] == 0
+    assert launches.of_a_step(kind, 3, batch=2)[0] == found[1], "products are of single tokens"
 
 
 def test_an_evicting_step_stores_positions_in_the_same_launch() -> None:
-    fused, plain = (launches.of_a_step("llama", x, "streaming", budget=12)[0] for x in (True, False))
+    fused, plain = (launches.of_a_step("llama", x, "streaming", budget=12)[0] for x in (1, 0))
     assert plain.total() - fused.total() == 28
     assert fused["store"] == 1
+
+
+# Products
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3", "olmo2", "gemma3_text", "cohere2"])
+@pytest.mark.parametrize("level", [2, 3])
+def test_products_of_one_token(kind: str, level: int) -> None:
+    """Biases (Qwen2), one projection for all (Phi-3), norms of whole projections (OLMo2), GELU (gate and up apart)."""
+    same(build(kind), "full", lengths=(24,), fuse=Fuse(naive_layer, level))
+
+
+def test_which_products_are_joined() -> None:
+    """Plain linear modules alone: no subclass, no replaced forward, no hook where a module would not be called."""
+    model = tiny.make("llama")
+    counts = [Fusion(model, Fuse(naive_layer, level)).found().get("product", 0) for level in (1, 2, 3)]
+    assert counts == [0, 2 * 3, 2 * 7]  # 97 words: the head is left to the model
+    attention, mlp = model.model.layers[0].self_attn, model.model.layers[0].mlp
+
+    class Other(nn.Linear):
+        pass
+
+    attention.k_proj.__class__ = Other
+    assert Fusion(model, Fuse(naive_layer, 2)).found()["product"] == 3
+    seen: list[int] = []
+    mlp.up_proj.register_forward_hook(lambda *_: seen.append(1))
+    attention.q_proj.register_forward_hook(lambda *_: seen.append(2))
+    found = same(model, "full", lengths=(24,), fuse=Fuse(naive_layer, 3))
+    assert found.steps > 0
+    assert seen.count(1) == seen.count(2) > found.steps
+
+
+def test_results_are_of_the_input_that_was_given() -> None:
+    """Another input, or the same one again, is computed anew."""
+    a, b = nn.Linear(8, 16, bias=False), nn.Linear(8, 8, bias=False)
+    (_, first), (_, second) = products.together(naive_layer, [a, b])
+    with torch.inference_mode():
+        x, y = torch.randn(1, 1, 8), torch.randn(1, 1, 8)
+        assert torch.allclose(first(x), a(x))
+        assert torch.allclose(second(y), b(y))
+        assert torch.allclose(first(x), a(x))
+        before = second(x)
+        x += 1
+        assert torch.allclose(second(x), b(x))
+        assert not torch.allclose(before, b(x))
+        assert torch.allclose(first(torch.randn(1, 3, 8)).sum(), torch.tensor(0.0), atol=1e9)
 
 
 # What `fuse` means
@@ -319,15 +367,17 @@ def test_an_evicting_step_stores_positions_in_the_same_launch() -> None:
 
 def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KVFOOT_FUSE", raising=False)
-    assert kernels(None, sdpa) is None
-    assert kernels(None, naive) is None
-    assert kernels(False, sdpa) is None
-    assert kernels(naive_layer, sdpa) is naive_layer
-    with pytest.raises(UsageError, match="the kernels are the triton backend's, this engine has sdpa"):
-        kernels(True, sdpa)
+    assert fusing(None, sdpa) is None
+    assert fusing(None, naive) is None
+    assert fusing(False, sdpa) is None
+    assert fusing(PLAIN, sdpa) is PLAIN
+    with pytest.raises(UsageError, match="fuse=2: the kernels are the triton backend's, this engine has sdpa"):
+        fusing(2, sdpa)
+    with pytest.raises(UsageError, match="fuse=4: give 0 nothing, 1 small operations"):
+        fusing(4, sdpa)
     monkeypatch.setenv("KVFOOT_FUSE", "yes")
-    with pytest.raises(UsageError, match="KVFOOT_FUSE='yes': give 0 or 1"):
-        kernels(None, sdpa)
+    with pytest.raises(UsageError, match="KVFOOT_FUSE='yes': give 0 nothing"):
+        fusing(None, sdpa)
 
 
 def test_the_triton_backends_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,11 +385,14 @@ def test_the_triton_backends_default(monkeypatch: pytest.MonkeyPatch) -> None:
     from kvfoot.attention.triton import backend, layer
 
     monkeypatch.delenv("KVFOOT_FUSE", raising=False)
-    assert kernels(None, backend) is layer
-    assert kernels(False, backend) is None
+    assert fusing(None, backend) == Fuse(layer, 1)
+    assert fusing(True, backend) == Fuse(layer, 1)
+    assert fusing(False, backend) is None
+    monkeypatch.setenv("KVFOOT_FUSE", "3")
+    assert fusing(None, backend) == Fuse(layer, 3)
     monkeypatch.setenv("KVFOOT_FUSE", "0")
-    assert kernels(None, backend) is None
-    assert kernels(True, backend) is layer, "what is asked for in code comes first"
+    assert fusing(None, backend) is None
+    assert fusing(1, backend) == Fuse(layer, 1), "what is asked for in code comes first"
 
 
 def test_a_pass_that_is_launched_is_the_models_own() -> None:
@@ -353,6 +406,6 @@ def test_a_pass_that_is_launched_is_the_models_own() -> None:
         return torch.zeros(1, call.q.shape[2], call.q.shape[1], call.q.shape[3])
 
     model(input_ids=torch.tensor([[1, 2]]), past_key_values=PassCache(look, 0), use_cache=True)
-    with Fusion(model, naive_layer).applied():
+    with Fusion(model, PLAIN).applied():
         model(input_ids=torch.tensor([[1, 2]]), past_key_values=PassCache(look, 0), use_cache=True)
     assert seen == [Tensor, Tensor, Turning, Turning]

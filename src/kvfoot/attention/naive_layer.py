@@ -4,6 +4,7 @@ x [..., N]; B tokens of a step, G KV heads, H query heads for each, D head size,
 Every operation rounds where transformers' models round: to the dtype of its result, and in between where they do.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,19 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) x up, the activation rounded first."""
     g = gate.float()
     return ((g / (1 + (-g).exp())).to(gate.dtype).float() * up.float()).to(gate.dtype)
+
+
+def project(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> list[Tensor]:
+    """x [..., K], one token, by each weight [N, K], a bias each or none: [..., N]. Summed in fp32, rounded once."""
+    found = [torch.nn.functional.linear(x.float(), w.float()) for w in weights]
+    found = [y + b.float() for y, b in zip(found, biases, strict=True)] if biases else found
+    return [y.to(x.dtype) for y in found]
+
+
+def gated_project(x: Tensor, gate_NK: Tensor, up_NK: Tensor) -> Tensor:
+    """`gated` of the two products of one token."""
+    gate, up = project(x, (gate_NK, up_NK), None)
+    return gated(gate, up)
 
 
 def turned(x: Tensor, turn: Turn) -> Tensor:

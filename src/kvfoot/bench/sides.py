@@ -22,6 +22,7 @@ from kvfoot.engine.graphable import told
 from kvfoot.engine.runner import Event
 from kvfoot.engine.sampler import Sampling
 from kvfoot.models.bridge import attach, detach
+from kvfoot.models.fusion import Fusion
 
 
 @dataclass
@@ -69,8 +70,9 @@ class Ours:
         self.how = told(engine.graph, method, plan)
         whole = shortened(plan, engine.geometry, prompt) if synthetic else plan
         self.runner, self.left = engine.runner([whole] * batch, later, self._hear), later
-        if self.runner.graphs is not None and not variant.fused:
-            self.runner.graphs.fusion = None
+        if self.runner.graphs is not None and variant.fuse is not None and engine.fuse is not None:
+            fuse = replace(engine.fuse, level=variant.fuse)
+            self.runner.graphs.fusion = Fusion(engine.model, fuse) if variant.fuse else None
         fusion = None if self.runner.graphs is None else self.runner.graphs.fusion
         self.fused = {} if fusion is None else fusion.found()
         size = engine.model.config.vocab_size

@@ -20,7 +20,7 @@ TRANSFORMERS = "transformers"
 class Variant:
     """Options as `Engine.generate` takes them; chunk: prompt tokens per pass, None for all.
 
-    fused: as the engine fuses recorded steps; False: by the model's own operations, to compare.
+    fuse: a level of models/fusion.py, to compare; None: the engine's.
     """
 
     method: str = "full"
@@ -29,7 +29,7 @@ class Variant:
     budget: int | None = None
     evict: str = "post"
     chunk: int | None = None
-    fused: bool = True
+    fuse: int | None = None
 
     @property
     def title(self) -> str:
@@ -38,7 +38,7 @@ class Variant:
         said = [f"{k}={v}" for k, v in {**limits, **self.options}.items() if v is not None]
         sized = self.keep is not None or self.budget is not None
         said += ["chunk"] if sized and self.evict == "chunk" else []
-        return " ".join([self.method, *said, *([] if self.fused else ["unfused"])])
+        return " ".join([self.method, *said, *([] if self.fuse is None else [f"fuse={self.fuse}"])])
 
     def of(self, geometry: Geometry) -> Method:
         """Raises UsageError for an unknown method, or an option that does not suit."""

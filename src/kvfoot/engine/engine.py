@@ -31,7 +31,7 @@ from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
 from kvfoot.engine.session import Session
 from kvfoot.models.bridge import attach, detach
-from kvfoot.models.fusion import Kernels, kernels
+from kvfoot.models.fusion import Fuse, fusing
 from kvfoot.models.layout import geometry_of
 
 CHUNK = 512
@@ -52,16 +52,16 @@ class Engine:
         page_size: int = 16,
         kv_memory: int | float | None = None,
         graph: bool | Record | None = None,
-        fuse: bool | Kernels | None = None,
+        fuse: int | Fuse | None = None,
         poison: bool = False,
     ):
         """model: a transformers causal language model.
 
         kv_memory: size of the page pool, bytes (int) or a fraction (float, at most 1.0) of what is free beside the
         weights and a run's workspace; default: what a run needs. graph: decode by recorded steps (CUDA graphs), by
-        default on CUDA with the triton backend. fuse: norms, gated MLPs and RoPE are single kernels in recorded steps,
-        by default with the triton backend, unless KVFOOT_FUSE=0. poison fills freed pages with NaN (tests). Raises
-        UsageError for a model that is not supported, or a wrong value.
+        default on CUDA with the triton backend. fuse: a level of models/fusion.py, by default
+        KVFOOT_FUSE or 1 with the triton backend. poison fills freed pages with NaN (tests). Raises UsageError for a
+        model that is not supported, or a wrong value.
         """
         if page_size < 1:
             raise UsageError(f"page_size={page_size}: give at least 1 entry per page")
@@ -73,7 +73,7 @@ class Engine:
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         self.graph = wanted(graph, model, self.backend, self.device)
-        self.kernels = kernels(fuse, self.backend)
+        self.fuse = fusing(fuse, self.backend)
         self._previous = attach(model)
         self._probe()
 
@@ -238,7 +238,7 @@ class Engine:
         pool.require(pages)
         record = cuda_recorder(self.device) if self.graph is True else self.graph or None
         cache = KVCache(pool, self.geometry)
-        return Runner(self.model, self.backend, cache, self._stop(), listener, record, self.kernels)
+        return Runner(self.model, self.backend, cache, self._stop(), listener, record, self.fuse)
 
     def config(self, method: Method, budget: Budget, chunk: int | None, new: int, sampling: Sampling) -> dict[str, Any]:
         """What the record says about how a run was made."""
@@ -257,7 +257,7 @@ class Engine:
             "dtype": str(self.dtype).removeprefix("torch."),
             "backend": self.backend.name,
             "page_size": self.page_size,
-            "fused": bool(self.graph) and self.kernels is not None,
+            "fused": self.fuse.level if self.graph and self.fuse else 0,
         }
 
     def _probe(self) -> None:

@@ -13,7 +13,7 @@ from kvfoot.engine.ledger import limits
 from kvfoot.engine.resident import QUIET, Resident
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
-from kvfoot.models.fusion import Fusion, Kernels
+from kvfoot.models.fusion import Fuse, Fusion
 
 KEPT = 4
 """Recorded batches that a pool keeps: each has the activations of a step to itself."""
@@ -22,9 +22,9 @@ KEPT = 4
 class Graphs:
     """Steps of a bucket of sequences, of one method and one sampling, recorded once and kept while the pool lives."""
 
-    def __init__(self, model: Any, backend: Backend, cache: KVCache, record: Record, kernels: Kernels | None = None):
-        """kernels: what the small operations around attention are done by (models/fusion.py), None: the model."""
-        self.fusion = None if kernels is None else Fusion(model, kernels)
+    def __init__(self, model: Any, backend: Backend, cache: KVCache, record: Record, fuse: Fuse | None = None):
+        """fuse: small operations around attention that kernels do in place of the model (models/fusion.py)."""
+        self.fusion = None if fuse is None else Fusion(model, fuse)
         self.model, self.backend, self.cache, self.record = model, backend, cache, record
         self.kept: list[tuple[Any, Resident]] = []
         self.steps = 0

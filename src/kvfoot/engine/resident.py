@@ -191,7 +191,8 @@ class Resident:
         scope = self.scopes[layer]
         weights = None
         if self.lists is not None and not windowed:
-            k = flat(pool.k).index_select(0, slots) if k is None else k
+            if k is None or v is None:
+                k, v = flat(pool.k).index_select(0, slots), _rows(call.v)
             state = self.lists.attend(layer, self.kind, q, k, v, call.scale)
         else:
             width = len(scope.entry) if scope is not None and self.method.needs & SCORED else 0
@@ -209,16 +210,16 @@ class Resident:
         self.checks.append(out)
         return out
 
-    def _store(self, call: Call, slots: Tensor, placed: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The new entries into their slots, their positions too if `placed`. Returns by rows: q [R, H, D], k and v
-        [R, D]; no k where it was rotated on its way.
+    def _store(self, call: Call, slots: Tensor, placed: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The new entries into their slots, their positions too if `placed`. Returns by rows: q [R, H, D]; k and v
+        [R, D] where they were put into rows.
         """
         pool, b, G = self.cache.pool, self.buffers, self.cache.geometry.kv_heads
         if self.fusion is not None and call.k.dtype == call.v.dtype == pool.dtype:
             (q, k, turn), v = untouched(call.q, call.k), call.v
             target = Target(pool.k, pool.v, pool.planes[POSITION.name] if placed else None)
             q = self.fusion.kernels.store(q, k, v, turn, slots, b.words["position"], target)
-            return q, _rows(k) if turn is None else None, _rows(v)
+            return q, None, None
         q, k, v = settled(call.q), *(_rows(settled(x)).to(pool.dtype) for x in (call.k, call.v))
         flat(pool.k).index_copy_(0, slots, k)
         flat(pool.v).index_copy_(0, slots, v)

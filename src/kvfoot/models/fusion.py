@@ -9,8 +9,9 @@ them rotated by the model's own function.
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Protocol
 
@@ -21,11 +22,12 @@ from torch.utils._pytree import tree_map
 from kvfoot.attention.backend import Backend
 from kvfoot.attention.naive_layer import Target, Turn
 from kvfoot.core.errors import UsageError
-from kvfoot.models import known
+from kvfoot.models import known, products
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WIDEST = 16384
 """Elements of a norm: what one program of the kernel holds."""
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 APPLY = "apply_rotary_pos_emb"
 """The name by which attention modules call RoPE."""
 
@@ -37,30 +39,49 @@ class Kernels(Protocol):
 
     def gated(self, gate: Tensor, up: Tensor) -> Tensor: ...
 
+    def project(self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> list[Tensor]: ...
+
+    def gated_project(self, x: Tensor, gate_NK: Tensor, up_NK: Tensor) -> Tensor: ...
+
     def store(
         self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None, slots_R: Tensor, position_B: Tensor, target: Target
     ) -> Tensor: ...
 
 
-def kernels(fuse: bool | Kernels | None, backend: Backend) -> Kernels | None:
-    """What `fuse` means with a backend; None: nothing is fused. Raises UsageError.
+LEVELS = """0 nothing, 1 small operations, 2 products of one input too, 3 every product of a token"""
 
-    By default the triton backend's own, and nothing with another one or where the environment has KVFOOT_FUSE=0.
+
+@dataclass(frozen=True)
+class Fuse:
+    """What is fused, and by which kernels. level 1: norms, gated MLPs, RoPE with the store of entries. Of one token, 2:
+    q, k and v in one launch, and gate, up and their gated product; 3: every other linear module as well.
+    """
+
+    kernels: Kernels
+    level: int = 1
+
+
+def fusing(fuse: int | Fuse | None, backend: Backend) -> Fuse | None:
+    """What `fuse` (a level, True for 1) means with a backend; None: nothing is fused. Raises UsageError.
+
+    By default the environment's KVFOOT_FUSE, else 1, with the triton backend, and nothing with another one.
     """
     said = os.environ.get("KVFOOT_FUSE") or "1"
-    if said not in ("0", "1"):
-        raise UsageError(f"KVFOOT_FUSE={said!r}: give 0 or 1")
+    if said not in ("0", "1", "2", "3"):
+        raise UsageError(f"KVFOOT_FUSE={said!r}: give {LEVELS}")
     if fuse is None:
-        fuse = backend.name == "triton" and said == "1"
-    if not isinstance(fuse, bool):
+        fuse = int(said) if backend.name == "triton" else 0
+    if isinstance(fuse, Fuse):
         return fuse
-    if fuse and backend.name != "triton":
-        raise UsageError(f"fuse=True: the kernels are the triton backend's, this engine has {backend.name}")
-    if not fuse:
+    if fuse == 0:
         return None
+    if fuse not in (1, 2, 3):
+        raise UsageError(f"fuse={fuse}: give {LEVELS}")
+    if backend.name != "triton":
+        raise UsageError(f"fuse={fuse}: the kernels are the triton backend's, this engine has {backend.name}")
     from kvfoot.attention.triton import layer
 
-    return layer
+    return Fuse(layer, int(fuse))
 
 
 class Turning:
@@ -100,40 +121,47 @@ def untouched(q: Any, k: Any) -> tuple[Tensor, Tensor, Turn | None]:
 
 
 class Fusion:
-    """What of a model is done by `kernels` within `applied`."""
+    """What of a model is fused within `applied`."""
 
-    def __init__(self, model: nn.Module, kernels: Kernels):
-        self.model, self.kernels = model, kernels
+    def __init__(self, model: nn.Module, fuse: Fuse):
+        self.model, self.kernels, self.level = model, fuse.kernels, fuse.level
 
     def found(self) -> dict[str, int]:
-        """How many of its modules are known: {"norm": .., "mlp": .., "rope": ..}."""
-        every = [name for name, _ in map(self._fused, self.model.modules()) if name]
-        return dict(Counter(every))
+        """How many of its modules are known: {"norm": .., "mlp": .., "rope": .., "product": ..}."""
+        return dict(Counter(name for _, name, _ in self._fused()))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within, in this thread, the known modules of the model run by kernels."""
         thread, placed = threading.get_ident(), []
         try:
-            for module in self.model.modules():
-                _, fused = self._fused(module)
-                if fused is not None:
-                    module.forward = _here(thread, fused, module.forward)
-                    placed.append(module)
+            for module, _, fused in self._fused():
+                module.forward = _here(thread, fused, module.forward)
+                placed.append(module)
             yield
         finally:
             for module in placed:
                 del module.forward
 
-    def _fused(self, module: nn.Module) -> tuple[str, Callable[..., Any] | None]:
-        """What a module is, and a forward in place of its own; None where it is not known."""
-        norm, mlp = known.norm(module), known.mlp(module)
-        if norm is not None:
-            return "norm", self._norm(module, norm)
-        if mlp is not None:
-            return "mlp", self._mlp(module, mlp)
-        attention = self._attention(module)
-        return ("", None) if attention is None else ("rope", attention)
+    def _fused(self) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+        """The known modules, what they are, and a forward in place of their own."""
+        found: dict[nn.Module, tuple[str, Callable[..., Any]]] = {}
+        for module in self.model.modules():
+            norm, mlp, attention = known.norm(module), known.mlp(module), self._attention(module)
+            if norm is not None:
+                found[module] = "norm", self._norm(module, norm)
+            elif mlp is not None:
+                found[module] = "mlp", self._mlp(module, mlp)
+            elif attention is not None:
+                found[module] = "rope", attention
+                together = [getattr(module, name, None) for name in PROJECTIONS]
+                if self.level > 1 and products.joined(together):
+                    for linear, fused in products.together(self.kernels, together):
+                        found[linear] = "product", fused
+            elif self.level > 2 and products.joined([module]) and module not in found:
+                ((_, fused),) = products.together(self.kernels, [module])
+                found[module] = "product", fused
+        return [(module, *what) for module, what in found.items()]
 
     def _norm(self, module: Any, what: known.Norm) -> Callable[[Tensor], Tensor]:
         own, eps = module.forward, getattr(module, what.epsilon)
@@ -147,10 +175,13 @@ class Fusion:
         return forward
 
     def _mlp(self, module: Any, what: known.Gated) -> Callable[[Tensor], Tensor]:
-        act = getattr(module, what.act)
+        act, linears = getattr(module, what.act), [getattr(module, name) for name in what.projections]
+        weights = products.halves(linears) if self.level > 1 else None
 
         def forward(x: Tensor) -> Tensor:
-            parts = [getattr(module, name)(x) for name in what.projections]
+            if weights is not None and products.one_token(x, weights[0]):
+                return module.down_proj(self.kernels.gated_project(x, *weights))
+            parts = [linear(x) for linear in linears]
             gate, up = parts if len(parts) == 2 else parts[0].chunk(2, dim=-1)
             fits = gate.dtype == up.dtype and gate.dtype in DTYPES
             return module.down_proj(self.kernels.gated(gate, up) if fits else act(gate) * up)

@@ -8,6 +8,7 @@ from paged import DEVICE
 
 import tiny
 from families import SHAPES, build
+from kvfoot.models.fusion import Fuse
 from replayed import decode
 from tape import Rerun
 
@@ -52,18 +53,19 @@ def test_a_resident_step_writes_the_same(run: dict[str, Any]) -> None:
     assert found[0].record.config["decode"] == "graph"
 
 
-FUSED = [(kind, torch.float32) for kind in SHAPES if "-" not in kind and kind != "gpt_oss"]
-FUSED += [("qwen3", torch.bfloat16), ("olmo2", torch.bfloat16)]
+FUSED = [(kind, torch.float32, 1) for kind in SHAPES if "-" not in kind and kind != "gpt_oss"]
+FUSED += [("qwen3", torch.bfloat16, 1), ("olmo2", torch.bfloat16, 1)]
+FUSED += [("llama", torch.float32, 3), ("qwen2", torch.float32, 2), ("phi3", torch.float32, 3)]
 
 
-@pytest.mark.parametrize(("kind", "dtype"), FUSED, ids=str)
-def test_a_fused_step_of_every_family(kind: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("kind", "dtype", "level"), FUSED, ids=str)
+def test_a_fused_step_of_every_family(kind: str, dtype: torch.dtype, level: int) -> None:
     """Norms, MLPs and RoPE by kernels: the tokens of the same step by the model's own operations."""
     from kvfoot.attention.triton import layer
 
     model = build(kind).to(DEVICE, dtype)
-    given: dict[str, Any] = {"lengths": (9, 4), "new": 3, "record": Rerun, "page_size": 16}
-    found, expected = (decode(model, "full", fuse=fuse, **given) for fuse in (layer, False))
+    given: dict[str, Any] = {"lengths": (9,) if level > 1 else (9, 4), "new": 3, "record": Rerun, "page_size": 16}
+    found, expected = (decode(model, "full", fuse=fuse, **given) for fuse in (Fuse(layer, level), 0))
     assert found.steps == 2
     assert found.tokens == expected.tokens
 
@@ -72,6 +74,6 @@ def test_a_fused_step_of_the_triton_backend() -> None:
     """The default. Kernels of the layer and of attention, in bf16."""
     model = tiny.make(layers=1, kv_heads=2, group=3, head_dim=64, dtype=torch.bfloat16).to(DEVICE)
     given: dict[str, Any] = {"lengths": (13,), "new": 3, "record": Rerun, "page_size": 16, "backend": "triton"}
-    found, expected = (decode(model, "full", fuse=fuse, **given) for fuse in (None, False))
+    found, expected = (decode(model, "full", fuse=fuse, **given) for fuse in (None, 0))
     assert found.steps == 2
     assert found.tokens == expected.tokens
