@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+OUTPUTS = 8
+"""What a kernel of `project` has of a weight's rows: outputs come in multiples of it."""
+
 
 @dataclass(frozen=True)
 class Turn:

@@ -23,8 +23,8 @@ from kvfoot.attention.backend import Backend
 from kvfoot.attention.naive_layer import Target, Turn
 from kvfoot.core.errors import UsageError
 from kvfoot.models import known, products
+from kvfoot.models.products import DTYPES
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WIDEST = 16384
 """Elements of a norm: what one program of the kernel holds."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")

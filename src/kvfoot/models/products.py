@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvfoot.attention.naive_layer import OUTPUTS
+
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-ROWS = 8
-"""Outputs come in multiples of what a program of the kernel has."""
 
 
 def joined(modules: Sequence[Any]) -> bool:
@@ -20,7 +20,7 @@ def joined(modules: Sequence[Any]) -> bool:
         m.weight.dtype == first.dtype in DTYPES
         and m.weight.device == first.device
         and m.in_features == modules[0].in_features
-        and m.in_features % 8 == m.out_features % ROWS == 0
+        and m.in_features % 8 == m.out_features % OUTPUTS == 0
         and m.weight.is_contiguous()
         and (m.bias is None) == (modules[0].bias is None)
         for m in modules
@@ -36,7 +36,7 @@ def halves(linears: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
     if hooked or not joined(linears) or linears[0].bias is not None:
         return None
     gate, up = linears[0].weight.chunk(2) if len(linears) == 1 else (m.weight for m in linears)
-    return (gate, up) if len(gate) == len(up) and len(gate) % ROWS == 0 else None
+    return (gate, up) if len(gate) == len(up) and len(gate) % OUTPUTS == 0 else None
 
 
 def one_token(x: Tensor, weight: Tensor) -> bool:

@@ -3,7 +3,8 @@
 A script of its own: kernels that are to be compiled must not have been imported under the interpreter. Each wrapper is
 called on tensors without memory; a launch becomes a compilation for sm_90, with the types and the divisibility that the
 arguments have. Prints one JSON object a line: case, kernel, registers, stack, shared (bytes), loads (16-byte
-asynchronous copies), multiplies (tensor core instructions), fused (products and sums in one), rounded (fp32
+asynchronous copies), multiplies (tensor core instructions), wide (16-byte
+loads), fused (products and sums in one), rounded (fp32
 to bf16, to nearest even).
 """
 
@@ -36,6 +37,7 @@ from kvfoot.attention.triton import (
     locate,
     merge,
     plan,
+    project,
     rms_norm,
     store,
     stream_prefill,
@@ -71,6 +73,8 @@ KERNELS: dict[str, ModuleType] = {
     "rms_norm_kernel": rms_norm,
     "gated_kernel": gated,
     "store_kernel": store,
+    "project_kernel": project,
+    "gated_project_kernel": project,
 }
 
 
@@ -115,6 +119,7 @@ def budgets(binary: Any) -> dict[str, int]:
         "shared": binary.metadata.shared,
         "loads": len(re.findall(r"cp\.async\.cg\.shared\.global .*0x10", ptx)),
         "multiplies": len(re.findall(r"mma\.sync|wgmma\.mma_async", ptx)),
+        "wide": len(re.findall(r"ld\.global\.v4\.b32", ptx)),
         "fused": len(re.findall(r"fma\.rn\.(?:f32|f16|bf16)", ptx)),
         "rounded": len(re.findall(r"cvt\.rn\.bf16", ptx)),
     }
@@ -180,6 +185,9 @@ def build(ops: list[str], head_size: int, group: int, page_size: int, dtype: tor
             for first in (True, False):
                 rms_norm.rms_norm(x, x[0, 0], 1e-5, round_first=first)
             gated.gated(x, x)
+            token, wide = meta(1, 1, 4096), meta(14336, 4096)
+            project.project(token, (meta(4096, 4096), meta(1024, 4096), meta(1024, 4096)), None)
+            project.gated_project(token, wide, wide)
             queries = meta(1, rows * group, 3, head_size)
             places, target = meta(3 * rows, kind=torch.int64), Target(k, k, meta(width, page_size, 1, kind=torch.int32))
             angles = meta(1, 3, head_size)

@@ -66,6 +66,34 @@ def test_gated(shape: tuple[int, ...], N: int, dtype: torch.dtype) -> None:
             assert dtype == FP32 or (found != other).float().mean() < 0.01
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("K", "sizes"), [(48, (48, 16, 16)), (4096, (24, 8, 16)), (1512, (8, 40)), (2048, (16,))])
+@pytest.mark.parametrize("biased", [False, True])
+def test_project(K: int, sizes: tuple[int, ...], dtype: torch.dtype, biased: bool) -> None:
+    """One, two and three weights, rows that are no multiple of a tile; against torch's own product too."""
+    x = draw(1, 1, K, dtype=dtype)
+    weights = [draw(n, K, dtype=dtype, seed=i) / K**0.5 for i, n in enumerate(sizes)]
+    biases = [draw(n, dtype=dtype, seed=9) for n in sizes] if biased else None
+    found, expected = (f(x, weights, biases) for f in (layer.project, naive_layer.project))
+    plain = [torch.nn.functional.linear(x, w, biases[i] if biases else None) for i, w in enumerate(weights)]
+    for y, *others in zip(found, expected, plain, strict=True):
+        for other in others:
+            assert y.shape == other.shape
+            assert torch.allclose(y.float(), other.float(), rtol=ULP[dtype], atol=ULP[dtype])
+    assert dtype == FP32 or (torch.cat(found, -1) != torch.cat(expected, -1)).float().mean() < 0.1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("K", "N"), [(48, 96), (4096, 24), (1512, 8)])
+def test_gated_project(K: int, N: int, dtype: torch.dtype) -> None:
+    """Two weights, and the halves of one."""
+    x, both = draw(1, 1, K, dtype=dtype), draw(2 * N, K, dtype=dtype) * 2 / K**0.5
+    expected = naive_layer.gated_project(x, *both.chunk(2))
+    found = layer.gated_project(x, *both.chunk(2))
+    assert found.shape == expected.shape == (1, 1, N)
+    assert torch.allclose(found.float(), expected.float(), rtol=2 * ULP[dtype], atol=ULP[dtype])
+
+
 def case(B: int, G: int, H: int, D: int, dtype: torch.dtype, angles: torch.dtype) -> tuple[Any, ...]:
     """q, k, v as a projection leaves them, cosines and sines, slots in any order, an arena of NaN."""
     packed = draw(1, B, (G * H + 2 * G) * D, dtype=dtype)

@@ -39,7 +39,7 @@ def binaries() -> list[dict[str, Any]]:
 
 def test_every_kernel_compiles_without_spills(binaries: list[dict[str, Any]]) -> None:
     seen = {b["kernel"] for b in binaries}
-    assert len(seen) == 14, seen
+    assert len(seen) == 16, seen
     for b in binaries:
         assert b["stack"] == 0, b
         assert b["registers"] <= 255, b
@@ -89,6 +89,16 @@ def test_rotations_round_where_the_model_does(binaries: list[dict[str, Any]]) ->
         assert len(some) >= 3
         assert all((b["rounded"] > 0) == ("bfloat16" in b["case"]) for b in some)
     assert all(b["registers"] <= 64 for b in binaries if b["kernel"] in ("store_kernel", "gated_kernel"))
+
+
+def test_weights_are_streamed_sixteen_bytes_at_a_time(binaries: list[dict[str, Any]]) -> None:
+    """Eight loads of a thread under way, and four such programs on a multiprocessor."""
+    found = [b for b in binaries if b["kernel"] in ("project_kernel", "gated_project_kernel")]
+    assert len(found) == 6
+    for b in found:
+        matrices = 3 if b["kernel"] == "project_kernel" else 2
+        assert b["wide"] >= 8 * matrices, b
+        assert 4 * -(-b["registers"] // 8) * 8 * 32 * 4 <= REGISTERS, b
 
 
 def test_importing_the_package_imports_no_gpu_library() -> None:

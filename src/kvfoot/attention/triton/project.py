@@ -11,10 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvfoot.attention.naive_layer import OUTPUTS
 from kvfoot.attention.triton import common
 
-ROWS = 8
-"""Rows of the weights per program: outputs come in multiples of it."""
 WIDE = 1024
 """Elements of a row at a time."""
 
@@ -102,9 +101,9 @@ def project(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | Non
     out = common.scratch((sum(sizes),), x.dtype, x.device)
     some = [*weights, weights[-1], weights[-1]][:3]
     added = [*(biases or weights), *[(biases or weights)[-1]] * 2][:3]
-    first, second = sizes[0] // ROWS, sum(sizes[:2]) // ROWS
+    first, second = sizes[0] // OUTPUTS, sum(sizes[:2]) // OUTPUTS
     K = x.shape[-1]
-    project_kernel[(sum(sizes) // ROWS,)](
+    project_kernel[(sum(sizes) // OUTPUTS,)](
         x,
         *some,
         *added,
@@ -112,7 +111,7 @@ def project(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | Non
         first,
         second,
         K=K,
-        BN=ROWS,
+        BN=OUTPUTS,
         BK=min(common.padded(K), WIDE),
         BIAS=biases is not None,
         EMULATE=common.INTERPRET,
@@ -125,13 +124,13 @@ def gated_project(x: Tensor, gate_NK: Tensor, up_NK: Tensor) -> Tensor:
     """See naive_layer.gated_project."""
     N, K = gate_NK.shape
     out = common.scratch((N,), x.dtype, x.device)
-    gated_project_kernel[(N // ROWS,)](
+    gated_project_kernel[(N // OUTPUTS,)](
         x,
         gate_NK,
         up_NK,
         out,
         K=K,
-        BN=ROWS,
+        BN=OUTPUTS,
         BK=min(common.padded(K), WIDE),
         EMULATE=common.INTERPRET,
         num_warps=4,
