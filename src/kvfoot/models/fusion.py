@@ -48,7 +48,7 @@ class Kernels(Protocol):
     ) -> Tensor: ...
 
 
-LEVELS = """0 nothing, 1 small operations, 2 products of one input too, 3 every product of a token"""
+LEVELS = "0 nothing, 1 small operations, 2 products of one input too, 3 every product of a token"
 
 
 @dataclass(frozen=True)
