@@ -265,6 +265,24 @@ def test_a_graph_with_fused_kernels_writes_what_one_without_writes(name: str, mo
     assert one.kept == alone.kept
 
 
+@pytest.mark.parametrize("level", ["0", "1", "2", "3"])
+def test_no_level_of_fusion_waits_for_the_device(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorded function run plainly on an idle step, after its kernels have been compiled."""
+    monkeypatch.setenv("KVFOOT_FUSE", level)
+    runner, _, batch = opened(lengths=(61,))
+    batch.advance()
+    resident = batch.resident
+    assert resident is not None
+    assert (resident.fusion is None) == (level == "0")
+    assert resident.ledger is not None
+    resident.ledger.idle()
+    with no_waiting():
+        resident.run("quiet")
+    torch.cuda.synchronize()
+    batch.close()
+    runner.cache.check()
+
+
 @pytest.mark.parametrize("kind", ["qwen3", "olmo2", "phi3", "smollm3", "gemma3_text"])
 def test_families_with_fused_kernels(kind: str) -> None:
     """Norms of heads, of whole projections, one projection for all, layers without RoPE: kernels of the layer alone,
