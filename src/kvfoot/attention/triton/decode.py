@@ -156,11 +156,16 @@ def decode_emitting(
     plan: Plan | None = None,
     read_RK: Tensor | None = None,
     how: Launch | None = None,
+    logits: bool = False,
 ) -> tuple[State, Tensor]:
-    """The same, and the softmax weights fp32 [R, H, width], 0 beyond a row's entries; width >= every length."""
+    """The same, and the softmax weights fp32 [R, H, width], 0 beyond a row's entries; width >= every length.
+
+    `logits`: as they are, in base 2, undefined beyond a row's entries: a launch less.
+    """
     score = common.scratch((*q_RHD.shape[:2], width), torch.float32, q_RHD.device)
     state = _run(q_RHD, k_pages, v_pages, table_RP, lens_R, scale, plan, read_RK, score, how)
-    weights(score, state.lse, lens_R)
+    if not logits:
+        weights(score, state.lse, lens_R)
     return state, score
 
 
