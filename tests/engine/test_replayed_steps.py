@@ -73,7 +73,7 @@ def test_a_reader_that_reads_everything_is_launched_until_its_lists_are_full() -
 
 @pytest.mark.parametrize("kind", [kind for kind in SHAPES if kind != "gpt_oss"])
 def test_every_family(kind: str) -> None:
-    """Rings of windows, layers without RoPE, q and k norms: prompts shorter than, at and beyond a window."""
+    """Oldest of windows, layers without RoPE, q and k norms: prompts shorter than, at and beyond a window."""
     model = build(kind)
     same(model, "full", lengths=(61, 5, 23, 24, 25))
     if kind in DECIDED:

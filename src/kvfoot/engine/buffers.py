@@ -19,8 +19,8 @@ class Buffers:
 
     position [B]: of the token that is fed; stream [B]: keys of the sequences' random numbers; idle [1]: a slot that is
     nobody's. lens [L, R]: entries after the new one is stored, 0 in an idle row; slots: where it is stored; goal: where
-    it is to lie in the end, where the host knows that (rings); due: 1 where the device has to find out; counts: what
-    is kept.
+    it is to lie in the end, where the host knows that (oldest.py); due: 1 where the device has to find out; counts:
+    what is kept.
 
     tables[layer] int32 [R, P]: page numbers, P the most pages of a row of that layer. tokens int64 [1, B]: fed; the
     step leaves the next ones there. answer: what the host reads after a step (`answered`).

@@ -2,7 +2,7 @@
 
 A row that grows takes its new entry at its end. A row that *stays* (it is full, so that one entry goes for the new one)
 takes it one past its end while it is attended to: in the slack of its last page, or in a spare page where it has none.
-Which entry goes, the host knows where it is the oldest (rings.py); else the device says and the host never learns. The
+Which entry goes, the host knows where it is the oldest (oldest.py); else the device says and the host never learns. The
 lengths are the same whichever it is.
 """
 
@@ -15,7 +15,7 @@ from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import Plan
 from kvfoot.engine.buffers import Buffers
 from kvfoot.engine.look import begin_pass
-from kvfoot.engine.rings import Rings
+from kvfoot.engine.oldest import Oldest
 from kvfoot.engine.sequence import Sequence
 from kvfoot.engine.span import Span
 
@@ -57,7 +57,7 @@ class Ledger:
         self.limit = np.full(self.shape, WHOLE, np.int64)
         for b, sequence in enumerate(self.sequences):
             self.limit[:, b] = limits(sequence)
-        self.rings = Rings(cache, self.sequences[0].method, self.limit)
+        self.oldest = Oldest(cache, self.sequences[0].method, self.limit)
         self.stays, self.fresh = np.zeros(self.shape, bool), np.zeros(self.shape, bool)
         self.lost = np.zeros((g.layers, B), bool)
         self.windowed = np.array([g.window(layer) is not None for layer in range(g.layers)])[:, None]
@@ -73,7 +73,7 @@ class Ledger:
         rows, size, G = sequence.rows, self.cache.pool.page_size, self.shape[2]
         self.cache.claim(rows, sequence.later)
         self.lens[:, b] = rows.lens
-        self.rings.enter(b, sequence, self.limit[:, b] < WHOLE)
+        self.oldest.enter(b, sequence, self.limit[:, b] < WHOLE)
         for layer, pages in enumerate(rows.pages):
             for head, ids in enumerate(pages):
                 self.tables[layer][b * G + head, : len(ids)] = ids
@@ -112,9 +112,9 @@ class Ledger:
             self.pages[index] = page = self.tail[fresh]
             self.buffers.put(index, page)
         slots = np.where(active, self.tail * size + self.lens % size, host["idle"][0])
-        flat, known = host["slots"].shape, self.rings.layers[:, None, None]
+        flat, known = host["slots"].shape, self.oldest.layers[:, None, None]
         host["slots"][:] = slots.reshape(flat)
-        gone = self.rings.slots()
+        gone = self.oldest.slots()
         due = stays & known & (gone >= 0)
         if due.any():
             (layer, b, head), at = np.nonzero(due), gone[due]
@@ -136,7 +136,7 @@ class Ledger:
         self.lens += grew
         self.tail[grew & (self.lens % size == 0)] = -1
         self.fresh = np.zeros(self.shape, bool)
-        self.rings.advance(self.stays)
+        self.oldest.advance(self.stays)
         self.lost |= self.stays.any(2) & ~self.windowed
         for b in np.flatnonzero(self.active).tolist():
             rows = self.sequences[b].rows
@@ -157,7 +157,7 @@ class Ledger:
                         pages[head] = self.tables[layer][b * G + head, :count].astype(np.int64)
                 rows.indices[layer].clear()
                 if self.windowed[layer]:
-                    rows.turn[layer] = int(self.rings.turn[layer, b, 0])
+                    rows.turn[layer] = int(self.oldest.turn[layer, b, 0])
                 rows.ordered[layer] = rows.ordered[layer] and not self.lost[layer, b]
         pool.release(self.spare)
         self.spare = self.spare[:0]

@@ -1,7 +1,7 @@
 """One entry goes for a new one in every row that is full, inside a replayed step: which one, the device alone knows.
 
 A method is asked (`overwrite`), unless it has declared that the least attention mass goes (`outweigh`). Where the
-oldest entry goes, the host knows its slot (engine/rings.py) and nothing here is called.
+oldest entry goes, the host knows its slot (engine/oldest.py) and nothing here is called.
 """
 
 from dataclasses import dataclass

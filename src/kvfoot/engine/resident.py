@@ -23,8 +23,8 @@ from kvfoot.engine.buffers import Buffers
 from kvfoot.engine.graph import Record, Recorder
 from kvfoot.engine.ledger import WHOLE, Ledger, limits
 from kvfoot.engine.listed import Lists
+from kvfoot.engine.oldest import sinks
 from kvfoot.engine.overwrite import Scope, flat, outweigh, overwrite, planes_of
-from kvfoot.engine.rings import sinks
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
 from kvfoot.engine.span import Heads

@@ -36,7 +36,6 @@ from kvfoot.attention.triton import (
     replace,
     stream_prefill,
     tally,
-    weights,
     window_scores,
 )
 
@@ -62,7 +61,6 @@ KERNELS: dict[str, ModuleType] = {
     "decode_kernel": decode,
     "locate_kernel": locate,
     "merge_kernel": merge,
-    "weights_kernel": weights,
     "chunk_prefill_kernel": chunk_prefill,
     "stream_prefill_kernel": stream_prefill,
     "column_scores_kernel": column_scores,

@@ -24,7 +24,7 @@ def sinks(method: Method, geometry: Geometry) -> np.ndarray:
     return np.array([own if geometry.window(layer) is None else 0 for layer in range(geometry.layers)])
 
 
-class Rings:
+class Oldest:
     """Of the rows [layers, sequences, kv_heads] of a ledger. limit: entries at which each of them is full."""
 
     def __init__(self, cache: KVCache, method: Method, limit: np.ndarray):
