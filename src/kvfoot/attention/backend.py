@@ -13,7 +13,7 @@ from kvfoot.core.errors import UsageError, did_you_mean
 
 
 class Backend(Protocol):
-    """The operations of attention/naive.py and, with lengths on the device, attention/padded.py."""
+    """The operations of attention/naive.py and, with lengths on the device, attention/padded.py and overwrite.py."""
 
     name: str
 

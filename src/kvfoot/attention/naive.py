@@ -8,7 +8,8 @@ Where `visible`, bool [R or 1, n, m], is given, it alone says which entries a qu
 import torch
 from torch import Tensor
 
-from kvfoot.attention.padded import move, paged, planned, replace, tally
+from kvfoot.attention.overwrite import move, replace, tally
+from kvfoot.attention.padded import paged, planned
 from kvfoot.attention.state import Ragged, State
 
 __all__ = [

@@ -190,7 +190,7 @@ def tally(
     mean: bool,
     unit: int,
 ) -> list[int]:
-    """See padded.tally: which entry each unit loses, -1 where its rows are empty."""
+    """See overwrite.tally: which entry each unit loses, -1 where its rows are empty."""
     size, lost = position.shape[1], []
     for first in range(0, len(lens_R), unit):
         own, n = range(first, first + unit), int(lens_R[first])

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvfoot.attention.padded import move, paged, planned, replace, tally
+from kvfoot.attention.overwrite import move, replace, tally
+from kvfoot.attention.padded import paged, planned
 from kvfoot.attention.state import Ragged, State, merge
 from kvfoot.core.errors import UsageError
 

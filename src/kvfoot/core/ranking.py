@@ -1,7 +1,7 @@
 """Priorities that a method declares instead of computing: the engine can then find the lost entry by itself.
 
 Each is a definition in plain torch, which launched steps and prompts use; what the engine does in a replayed step
-instead (engine/oldest.py, attention/padded.py) has to choose the same entries (docs/decisions/0052).
+instead (engine/oldest.py, attention/overwrite.py) has to choose the same entries (docs/decisions/0052).
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from paged import DEVICE, Paged, close, make
 from torch import Tensor
 
-from kvfoot.attention import naive_paged, padded
+from kvfoot.attention import naive_paged, overwrite
 from kvfoot.attention.state import Least
 from kvfoot.attention.triton.decode import decode_emitting
 from kvfoot.attention.triton.replace import move, replace
@@ -45,7 +45,7 @@ def test_move(D: int, page: int, dtype: torch.dtype, widths: tuple[int, ...]) ->
     target = torch.tensor([slot(x, 0, 7), slot(x, 1, 2), slot(x, 2, page), slot(x, 3, 0)], device=DEVICE)
     mine, plain, theirs = ([p.clone() for p in planes] for _ in range(3))
     move(mine, source, target)
-    padded.move(plain, source, target)
+    overwrite.move(plain, source, target)
     naive_paged.move(theirs, source, target)
     assert same(mine, theirs)
     assert same(plain, theirs)
@@ -76,19 +76,20 @@ def test_replace(lens: list[int], blocks: int, unit: int, random: object) -> Non
     least = Least(value.to(DEVICE), index.to(DEVICE))
     mine, plain, theirs = ([p.clone() for p in planes] for _ in range(3))
     replace(mine, x.table, source, due, least)
-    padded.replace(plain, x.table, source, due, least)
+    overwrite.replace(plain, x.table, source, due, least)
     naive_paged.replace(theirs, x.table, source, due, least)
     assert same(mine, theirs)
     assert same(plain, theirs)
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
 def test_numbers_that_are_none_move_nothing() -> None:
     """A row of NaN is reported elsewhere (NotFinite); here it must not send an entry anywhere."""
     x = make([5, 9], 64, 1, 16, FP32)
     planes = [x.k, x.v]
     least = Least(torch.full((2, 1), torch.nan, device=DEVICE), torch.zeros(2, 1, dtype=torch.int32, device=DEVICE))
     source = torch.tensor([slot(x, 0, 4), slot(x, 1, 8)], device=DEVICE)
-    for run in (replace, padded.replace):
+    for run in (replace, overwrite.replace):
         found = [p.clone() for p in planes]
         run(found, x.table, source, torch.ones(2, device=DEVICE, dtype=torch.int64), least)
         assert same(found, planes)
@@ -133,7 +134,7 @@ def test_tally(D: int, G: int, page: int, lens: list[int], unit: int, width: int
     left = [mass.clone() for _ in range(3)]
     planes = [None, None, None] if not width else left
     mine = tally(*given, source, *more, planes[0], width == 1, unit)
-    plain = padded.tally(*given, source, *more, planes[1], width == 1, unit)
+    plain = overwrite.tally(*given, source, *more, planes[1], width == 1, unit)
     lost = naive_paged.tally(*given, *more, planes[2], width == 1, unit)
     inside = slice(0, len(mass) - 1)
     assert close(left[0][inside].nan_to_num(7.0), left[2][inside].nan_to_num(7.0), FP32)
@@ -145,7 +146,7 @@ def test_tally(D: int, G: int, page: int, lens: list[int], unit: int, width: int
                 assert min(candidates)[1] == expected
 
 
-@pytest.mark.parametrize("run", [tally, padded.tally])
+@pytest.mark.parametrize("run", [tally, overwrite.tally])
 def test_where_everything_is_protected_the_first_entry_goes(run: object) -> None:
     x = make([20], 64, 2, 16, FP32)
     position = torch.arange(x.k[..., :1].numel(), dtype=torch.int32, device=DEVICE).view(*x.k.shape[:2], 1)

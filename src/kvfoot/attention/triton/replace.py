@@ -1,7 +1,7 @@
 """One entry of each row onto another, with everything that it has: a full row's new one where the lost one was.
 
-`move` is told where, `replace` finds it among candidates (padded.move, padded.replace). One launch for keys, values and
-two planes, the rest two by two.
+`move` is told where, `replace` finds it among candidates (attention/overwrite.py). One launch for keys, values and two
+planes, the rest two by two.
 """
 
 from collections.abc import Sequence
@@ -72,12 +72,12 @@ def replace_kernel(
 
 
 def move(planes: Sequence[Tensor], source_R: Tensor, target_R: Tensor) -> None:
-    """See padded.move; the first two planes, keys and values, have one width and dtype."""
+    """See overwrite.move; the first two planes, keys and values, have one width and dtype."""
     _launch(planes, source_R, target_R, source_R, None, source_R[None])
 
 
 def replace(planes: Sequence[Tensor], table_RP: Tensor, source_R: Tensor, due_R: Tensor, least: Least) -> None:
-    """See padded.replace; planes as of `move`."""
+    """See overwrite.replace; planes as of `move`."""
     _launch(planes, source_R, source_R, due_R, least, table_RP)
 
 

@@ -1,4 +1,4 @@
-"""A decode step's attention mass per entry, and the least of each block of entries (padded.tally).
+"""A decode step's attention mass per entry, and the least of each block of entries (overwrite.tally).
 
 Reads the logits that decode emitted, with the normaliser of their head: no weights are written. replace.py takes the
 least of the blocks.
@@ -82,7 +82,7 @@ def tally(
     mean: bool,
     unit: int,
 ) -> Least:
-    """See padded.tally. One candidate a block."""
+    """See overwrite.tally. One candidate a block."""
     (R, H, M), device = logits_RHm.shape, logits_RHm.device
     common.pages(*(x for x in (position, mass) if x is not None))
     blocks = triton.cdiv(M, BLOCK)
