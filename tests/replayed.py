@@ -54,7 +54,7 @@ def decode(
     """record: what replays are recorded with, `Tape` on the CPU and True (CUDA graphs) on a GPU."""
     Tape.made.clear()
     engine = tiny.Strict(model, page_size=page_size, backend=backend, graph=record if replayed else False)
-    chosen, sampling = name if isinstance(name, Method) else engine.method(name, options), sampling or Sampling()
+    chosen, sampling = engine.method(name, options), sampling or Sampling()
     prompts = [tiny.tokens(n, n) for n in lengths]
     plans = [engine.plan(chosen, Budget.of(**mode), n, 20, new) for n in lengths]
     runner = engine.runner(plans, new)
