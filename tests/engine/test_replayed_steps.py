@@ -155,7 +155,6 @@ def test_a_declared_ranking_is_what_asking_gives(name: str, options: dict[str, A
 @pytest.mark.parametrize(
     ("name", "options"), [("streaming", {"sink": 3}), ("heads", {"roles": "10/01", "sink": 2, "window": 9})]
 )
-@torch.inference_mode()
 def test_rows_in_another_order_are_looked_at_once(name: str, options: dict[str, Any], shuffled: bool) -> None:
     """Given back and taken again: rings that have turned, growing rows behind them, and slots in any order."""
     runs = []
@@ -181,6 +180,7 @@ def test_rows_in_another_order_are_looked_at_once(name: str, options: dict[str, 
     assert runs[0] == runs[1]
 
 
+@torch.inference_mode()
 def shuffle(cache: KVCache, s: Sequence) -> None:
     """The entries of all rows of a sequence to other slots of theirs."""
     for layer, pages in enumerate(s.rows.pages):

@@ -6,6 +6,7 @@ another order are looked at once, when they come.
 """
 
 import numpy as np
+import torch
 
 from kvfoot.cache.kv import KVCache
 from kvfoot.core.geometry import Geometry
@@ -46,6 +47,7 @@ class Oldest:
                 for head in np.flatnonzero(full[layer]).tolist():
                     self._look(b, sequence, layer, head)
 
+    @torch.inference_mode()
     def _look(self, b: int, sequence: Sequence, layer: int, head: int) -> None:
         """The order of a row whose slots are in none that is known: waits for the device, before any step."""
         rows, key = sequence.rows, (layer, b, head)
