@@ -7,6 +7,7 @@ import pytest
 
 import tiny
 from kvfoot.core.budget import Budget
+from kvfoot.core.hooks import Method
 from kvfoot.core.reading import Reader
 from kvfoot.core.registry import methods
 from kvfoot.engine.clock import Clock
@@ -37,7 +38,7 @@ class Done:
 
 def decode(
     model: Any,
-    name: str,
+    name: str | Method,
     options: dict[str, Any] | None = None,
     *,
     lengths: tuple[int, ...] = (61, 30, 47),

@@ -118,7 +118,14 @@ def test_in_half_precision_a_replay_is_its_own_step_run_plainly(name: str, dtype
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("full", {}), ("streaming", {"keep": 0.5}), ("h2o", {"keep": 0.5}), ("snapkv", {"budget": 80}), ("refreshkv", {})],
+    [
+        ("full", {}),
+        ("streaming", {"keep": 0.5}),
+        ("h2o", {"keep": 0.5}),
+        ("tova", {"keep": 0.5}),
+        ("snapkv", {"budget": 80}),
+        ("refreshkv", {}),
+    ],
 )
 def test_no_step_waits_for_the_device(name: str, mode: dict[str, Any]) -> None:
     """Sampled steps, page crossings among them, under torch's sync debug mode: the token's event is the only wait."""

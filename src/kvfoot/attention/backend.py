@@ -1,18 +1,19 @@
 """Which implementation of the attention operations runs, and why (decision D10: never silently another one)."""
 
 import os
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from kvfoot.attention import naive, sdpa
-from kvfoot.attention.state import Ragged, State
+from kvfoot.attention.state import Least, Ragged, State
 from kvfoot.core.errors import UsageError, did_you_mean
 
 
 class Backend(Protocol):
-    """The operations of attention/naive.py and, with lengths on the device, attention/padded.py."""
+    """The operations of attention/naive.py and, with lengths on the device, attention/padded.py and overwrite.py."""
 
     name: str
 
@@ -43,7 +44,28 @@ class Backend(Protocol):
         plan: Any = None,
         width: int = 0,
         read: Tensor | None = None,
+        logits: bool = False,
     ) -> tuple[State, Tensor | None]: ...
+
+    def move(self, planes: Sequence[Tensor], source_R: Tensor, target_R: Tensor) -> None: ...
+
+    def replace(
+        self, planes: Sequence[Tensor], table_RP: Tensor, source_R: Tensor, due_R: Tensor, least: Least
+    ) -> None: ...
+
+    def tally(
+        self,
+        logits_RHm: Tensor,
+        lse_RH: Tensor,
+        table_RP: Tensor,
+        lens_R: Tensor,
+        source_R: Tensor,
+        fence_R: Tensor,
+        position: Tensor,
+        mass: Tensor | None,
+        mean: bool,
+        unit: int,
+    ) -> Least: ...
 
 
 BACKENDS: dict[str, Backend] = {"naive": naive, "sdpa": sdpa}

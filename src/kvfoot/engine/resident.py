@@ -8,7 +8,7 @@ Recorded once per kind of step, replayed with other contents: nothing but the bu
 
 from collections.abc import Sequence as Many
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,13 +19,15 @@ from kvfoot.attention.naive_layer import Target
 from kvfoot.attention.state import State, sink
 from kvfoot.cache.kv import KVCache
 from kvfoot.core.errors import NotFinite, UsageError
-from kvfoot.core.hooks import POSITION, Needs
+from kvfoot.core.hooks import POSITION, Needs, declared
+from kvfoot.core.ranking import Mass
 from kvfoot.core.reading import Reader
 from kvfoot.engine.buffers import Buffers
 from kvfoot.engine.graph import Record, Recorder
 from kvfoot.engine.ledger import WHOLE, Ledger, limits
 from kvfoot.engine.listed import Lists
-from kvfoot.engine.overwrite import Scope, flat, move, overwrite
+from kvfoot.engine.oldest import sinks
+from kvfoot.engine.overwrite import Scope, flat, outweigh, overwrite, planes_of
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
 from kvfoot.engine.step import blame
@@ -63,19 +65,28 @@ class Resident:
         widths = [int(-(-n // cache.pool.page_size)) for n in self.entries]
         self.buffers = Buffers(cache.pool, g, size, widths)
         self.planes = [plane.name for plane in self.plan.planes if plane is not POSITION]
+        self.known = sinks(self.method, g) >= 0
         self.scopes = [self._scope(layer) for layer in range(g.layers)]
+        ranking = declared(self.method)
+        self.ranking = ranking if isinstance(ranking, Mass) else None
         self.lists = Lists(self.buffers, cache, backend, self.method) if isinstance(self.method, Reader) else None
         self.graphs: dict[str, Recorder] = {}
         self.ledger: Ledger | None = None
         self.checks: list[Tensor] = []
-        self.position = self.buffers.words["position"]
+        self.position = self.fences = self.buffers.words["position"]
         self.plans: Any = None
         self.kind = QUIET
 
+    def _taken(self, layer: int) -> np.ndarray:
+        """bool [KV heads]: rows that are full one day."""
+        found: np.ndarray = self.bounds[0, layer] < WHOLE
+        return found
+
     def _scope(self, layer: int) -> Scope | None:
+        """None where the device has nothing to find."""
         geometry, device = self.cache.geometry, self.cache.pool.device
-        taken = self.bounds[0, layer] < WHOLE
-        if geometry.window(layer) is not None or not taken.any():
+        taken = self._taken(layer)
+        if self.known[layer] or not taken.any():
             return None
         heads = np.tile(np.arange(geometry.kv_heads), self.buffers.size)
         rows = np.flatnonzero(np.tile(taken, self.buffers.size))
@@ -161,6 +172,8 @@ class Resident:
         self.plans = self.backend.planned(b.words["lens"], pool.head_dim, pool.dtype)
         positions = b.words["position"][None]
         self.position = b.words["position"].repeat_interleave(self.cache.geometry.kv_heads)[:, None]
+        if self.ranking is not None:
+            self.fences = cast(Tensor, self.ranking.fence(b.words["counts"], self.position[:, 0]))
         with nullcontext() if self.fusion is None else self.fusion.applied():
             output = self.model(
                 input_ids=b.tokens,
@@ -189,6 +202,7 @@ class Resident:
         q, k, v = self._store(call, slots, bool(self.plan.planes) and not windowed)
         plan = None if self.plans is None else self.plans.layer(layer)
         scope = self.scopes[layer]
+        ranking = None if scope is None or scope.rows is not None else self.ranking
         weights = None
         if self.lists is not None and not windowed:
             if k is None or v is None:
@@ -197,15 +211,18 @@ class Resident:
         else:
             width = len(scope.entry) if scope is not None and self.method.needs & SCORED else 0
             state, weights = self.backend.paged(
-                q, pool.k, pool.v, b.tables[layer], lens, call.scale, plan=plan, width=width
+                q, pool.k, pool.v, b.tables[layer], lens, call.scale, plan=plan, width=width, logits=ranking is not None
             )
         state, own = _sunk(state, call.sinks), state
-        if windowed:
-            move(pool, slots, b.words["goal"][layer])
+        if self.known[layer] and self._taken(layer).any():
+            self.backend.move(planes_of(pool), slots, b.words["goal"][layer])
+        elif ranking is not None and weights is not None:
+            norm = state.lse if Needs.COLUMN_SCORES in self.method.needs else own.lse
+            outweigh(self.backend, pool, b, ranking, layer, self.fences[layer], weights, norm)
         elif scope is not None:
             if weights is not None and call.sinks is not None and Needs.COLUMN_SCORES in self.method.needs:
                 weights = weights * (own.lse - state.lse).exp()[..., None].nan_to_num(0.0)
-            overwrite(pool, b, self.method, layer, scope, self.position, weights, self.planes)
+            overwrite(self.backend, pool, b, self.method, layer, scope, self.position, weights, self.planes)
         out = state.out.to(q.dtype).reshape(1, b.size, -1, q.shape[2])
         self.checks.append(out)
         return out

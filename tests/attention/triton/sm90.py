@@ -38,10 +38,11 @@ from kvfoot.attention.triton import (
     merge,
     plan,
     project,
+    replace,
     rms_norm,
     store,
     stream_prefill,
-    weights,
+    tally,
     window_scores,
 )
 
@@ -61,11 +62,12 @@ seen: set[str] = set()
 KERNELS: dict[str, ModuleType] = {
     "append_kernel": append,
     "compact_kernel": compact,
+    "replace_kernel": replace,
+    "tally_kernel": tally,
     "plan_kernel": plan,
     "decode_kernel": decode,
     "locate_kernel": locate,
     "merge_kernel": merge,
-    "weights_kernel": weights,
     "chunk_prefill_kernel": chunk_prefill,
     "stream_prefill_kernel": stream_prefill,
     "column_scores_kernel": column_scores,
@@ -195,6 +197,14 @@ def build(ops: list[str], head_size: int, group: int, page_size: int, dtype: tor
                 store.store(queries, heads, heads, turn, places, places[:3], target)
         if "compact" in ops:
             compact.compact((k, k), table, meta(rows, 512, kind=torch.int64), lens, table)
+        if "evict" in ops:
+            mass, numbers = (meta(width, page_size, w, kind=x) for w, x in ((1, torch.float32), (1, torch.int32)))
+            each, slots = meta(width, page_size, group, kind=torch.float32), meta(rows, kind=torch.int64)
+            score, lse = (meta(rows, group, m, kind=torch.float32) for m in (16000, 1))
+            for plane, unit in ((mass, 1), (each, 1), (None, rows)):
+                least = tally.tally(score, lse[..., 0], table, slots, slots, slots, numbers, plane, plane is mass, unit)
+                replace.replace([k, k, numbers, mass if plane is None else plane], table, slots, slots, least)
+            replace.move([k, k], slots, slots)
 
 
 def main() -> None:

@@ -34,6 +34,10 @@ def test_tokens_equal_those_of_sdpa(run: dict[str, Any]) -> None:
 
 RESIDENT: list[dict[str, Any]] = [
     {"method": "h2o", "keep": 0.5},
+    {"method": "h2o", "keep": 0.5, "options": {"group": "max", "recent": 0.25}},
+    {"method": "tova", "keep": 0.5},
+    {"method": "streaming", "budget": 16},
+    {"method": "random", "budget": 16, "options": {"window": 3}},
     {"method": "heads", "options": {"roles": "10/01", "sink": 2, "window": 8}},
     {"method": "refreshkv", "budget": 12, "options": {"every": 2, "similarity": 0.9}},
 ]

@@ -9,7 +9,23 @@ from kvfoot.attention.triton import decode as decoding
 from kvfoot.attention.triton import window_scores as windows
 from kvfoot.attention.triton.chunk_prefill import chunk_prefill
 from kvfoot.attention.triton.plan import Plan
+from kvfoot.attention.triton.replace import move, replace
+from kvfoot.attention.triton.tally import tally
 from kvfoot.core.errors import UsageError
+
+__all__ = [
+    "attend",
+    "column_scores",
+    "decode",
+    "gathered",
+    "move",
+    "name",
+    "paged",
+    "planned",
+    "replace",
+    "tally",
+    "window_scores",
+]
 
 name = "triton"
 
@@ -55,11 +71,12 @@ def paged(
     plan: Plan | None = None,
     width: int = 0,
     read: Tensor | None = None,
+    logits: bool = False,
 ) -> tuple[State, Tensor | None]:
     """See padded.paged."""
     given = (q_RHD, k_pages, v_pages, table_RP, lens_R, scale)
     if width:
-        return decoding.decode_emitting(*given, width, plan=plan, read_RK=read)
+        return decoding.decode_emitting(*given, width, plan=plan, read_RK=read, logits=logits)
     return decoding.decode(*given, plan=plan, read_RK=read), None
 
 
