@@ -9,9 +9,21 @@ import torch
 from torch import Tensor
 
 from kvfoot.attention.padded import paged, planned
+from kvfoot.attention.pieces import join, piecewise
 from kvfoot.attention.state import Ragged, State
 
-__all__ = ["attend", "column_scores", "decode", "gathered", "name", "paged", "planned", "window_scores"]
+__all__ = [
+    "attend",
+    "column_scores",
+    "decode",
+    "gathered",
+    "join",
+    "name",
+    "paged",
+    "piecewise",
+    "planned",
+    "window_scores",
+]
 name = "naive"
 
 

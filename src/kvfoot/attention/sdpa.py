@@ -9,10 +9,22 @@ import torch
 from torch import Tensor
 
 from kvfoot.attention.padded import paged, planned
+from kvfoot.attention.pieces import join, piecewise
 from kvfoot.attention.state import Ragged, State, merge
 from kvfoot.core.errors import UsageError
 
-__all__ = ["attend", "column_scores", "decode", "gathered", "name", "paged", "planned", "window_scores"]
+__all__ = [
+    "attend",
+    "column_scores",
+    "decode",
+    "gathered",
+    "join",
+    "name",
+    "paged",
+    "piecewise",
+    "planned",
+    "window_scores",
+]
 name = "sdpa"
 BLOCK_ELEMENTS = 1 << 23
 """Largest block of logits, in fp32 elements (32 MiB), that window scores make at once."""
