@@ -23,6 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kvfoot.attention.state import State
 from kvfoot.attention.triton import (
     append,
     chunk_prefill,
@@ -30,6 +31,7 @@ from kvfoot.attention.triton import (
     common,
     compact,
     decode,
+    join,
     locate,
     merge,
     plan,
@@ -56,6 +58,7 @@ KERNELS: dict[str, ModuleType] = {
     "compact_kernel": compact,
     "plan_kernel": plan,
     "decode_kernel": decode,
+    "join_kernel": join,
     "locate_kernel": locate,
     "merge_kernel": merge,
     "weights_kernel": weights,
@@ -163,6 +166,10 @@ def build(ops: list[str], head_size: int, group: int, page_size: int, dtype: tor
             column_scores.column_scores(q, k, table, lens, meta(rows, group, n, kind=torch.float32), 0.1, width)
         if "window" in ops:
             window_scores.window_scores(q[:, :, :32], k, table, lens, 0.1, width)
+        if "join" in ops:
+            turned = meta(n, rows, group, head_size).permute(1, 2, 0, 3)
+            part = State(turned, meta(rows, group, n, kind=torch.float32))
+            join.join(State(turned.float(), part.lse), part, dtype)
         if "append" in ops:
             append.append((k, k), table, lens, (q[:, 0, :1], q[:, 0, :1]))
         if "compact" in ops:
