@@ -10,7 +10,7 @@ from torch import Tensor
 from kvfoot.attention.pieces import history
 from kvfoot.attention.triton import backend, fused
 from kvfoot.bench.kernel_rows import BF16, CUDA, DIM, GROUP, HEADS
-from kvfoot.bench.measure import seconds
+from kvfoot.bench.measure import milliseconds, seconds
 
 Run = Callable[[], object]
 
@@ -41,11 +41,14 @@ def chunks(k: Tensor, v: Tensor, n: int, scale: float) -> dict[str, Run]:
 
 
 def plans() -> list[dict[str, Any]]:
-    """Seconds of the first and of the second call of shapes that cuDNN has not met."""
+    """Seconds of the first call of shapes that cuDNN has not met, and the rate of later ones: a layer's, a head's."""
     found: list[dict[str, Any]] = []
-    for heads, n, m, causal in ((HEADS, 5120, 5120, True), (HEADS, 5120, 20480, False), (1, 5120, 5120, False)):
+    shapes = [(heads, n, 4 * n, False) for heads in (HEADS, 1) for n in (4096, 7168)]
+    for heads, n, m, causal in [(HEADS, 7168, 7168, True), *shapes]:
         q, k = (torch.randn(*shape, device="cuda").to(BF16) for shape in ((heads, GROUP, n, DIM), (heads, m, DIM)))
         if fused.suits(q, k, causal):
-            first, second = (seconds(partial(fused.attend, q, k, k, 0.1, causal), CUDA) for _ in range(2))
-            found.append({"heads": heads, "queries": n, "entries": m, "first_s": first, "second_s": second})
+            once = partial(fused.attend, q, k, k, 0.1, causal)
+            first, ms = seconds(once, CUDA), milliseconds(once, CUDA, repeat=5, warm=1)
+            flops = 4 * heads * GROUP * DIM * n * m / (2 if causal else 1)
+            found.append({"heads": heads, "queries": n, "entries": m, "first_s": first, "tflops": flops / ms / 1e9})
     return found

@@ -126,6 +126,20 @@ def test_attend(R: int, H: int, D: int, causal: bool, dtype: torch.dtype) -> Non
         assert (one.lse - expected.lse[1:2]).abs().max() < 1e-3
 
 
+def test_torch_takes_the_call() -> None:
+    """The device "meta" knows cuDNN's operation, without numbers: out lies as the queries do, one lse a query."""
+    meta = {"device": "meta", "dtype": BF16}
+    q = torch.empty(1, 8192, 32, 128, **meta).transpose(1, 2)[0].view(8, 4, 8192, 128)
+    k = torch.empty(1, 8192, 8, 128, **meta).transpose(1, 2)[0]
+    whole = fused.attend(q, k, k, 0.1, True)
+    assert whole.out.stride() == q.stride()
+    assert (whole.lse.shape, whole.lse.dtype) == ((8, 4, 8192), FP32)
+    blocks = torch.empty(1, 32768, 128, **meta)
+    one = fused.attend(q[3:4], blocks, blocks, 0.1, False)
+    assert (one.out.shape, one.out.dtype, one.lse.shape) == ((1, 4, 8192, 128), BF16, (1, 4, 8192))
+    assert one.out.permute(2, 0, 1, 3).is_contiguous()
+
+
 def test_a_batch_of_one_strides_as_memory_of_its_own() -> None:
     """cuDNN's plans know strides: a head's block has the same wherever it lies, and so have a span's queries."""
     tall = torch.empty(3, 4096, 64)
