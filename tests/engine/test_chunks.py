@@ -135,3 +135,22 @@ def test_shapes_do_not_grow_with_the_prompt(name: str) -> None:
     plans = {(4, CHUNK, CHUNK, True), *((r, CHUNK, m, False) for r in heads for m in (CHUNK, 4 * CHUNK))}
     rest = {(1, CHUNK, 8, False)} if name == "heads" else set()
     assert seen[0] == seen[1] == plans | rest
+
+
+def test_a_length_is_met_in_the_chunk_before_the_one_that_needs_it() -> None:
+    """Where the device has work: in the last layer of the first chunk, and of the fourth; never where none follows."""
+    backend, model = Pieces(), tiny.make(layers=2)
+    engine = tiny.Strict(model, page_size=4, backend=backend)
+
+    def squares_before(length: int, block: int) -> int | None:
+        backend.shapes.clear()
+        engine.generate([tiny.tokens(length)], chunk=CHUNK, max_new_tokens=1)
+        kinds = [(m, causal) for _, n, m, causal in backend.shapes if n == CHUNK]
+        if (block, False) not in kinds:
+            return None
+        return sum(causal for _, causal in kinds[: kinds.index((block, False))])
+
+    assert squares_before(6 * CHUNK, CHUNK) == 1 * 2
+    assert squares_before(6 * CHUNK, 4 * CHUNK) == 4 * 2
+    assert squares_before(5 * CHUNK - 1, 4 * CHUNK) is None
+    assert squares_before(CHUNK, CHUNK) is None

@@ -14,6 +14,7 @@ from kvfoot.attention.state import State, merge
 from kvfoot.core.budget import Budget
 from kvfoot.core.registry import method
 from kvfoot.engine.sampler import Sampling
+from kvfoot.engine.step import Step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 pytest.importorskip("triton")
@@ -117,10 +118,34 @@ def test_chunks_in_pieces_are_as_close_to_fp32_as_transformers_is(
     engine = Engine(copy.deepcopy(plain), backend="triton", poison=True)
     calls.clear()
     ours = logits(engine, ids, 256)
-    assert (calls.count(True), calls.count(False)) == (7 * 3, (1 + 2 + 3 + 1 + 2 + 3) * 3), "squares, blocks"
+    ahead = 2
+    assert (calls.count(True), calls.count(False)) == (7 * 3, (1 + 2 + 3 + 1 + 2 + 3) * 3 + ahead), "squares, blocks"
     assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max()
     whole = logits(engine, ids, None)
     assert (whole - ours).abs().max() <= 2 * (theirs - exact).abs().max()
+
+
+@pytest.mark.parametrize("name", ["full", "heads", "snapkv"])
+def test_a_layer_waits_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host queues a chunk's layers while the device works: only the pass itself sends tokens and reads logits."""
+    real = Step.attend
+
+    def attend(self: Step, call: Any) -> torch.Tensor:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return real(self, call)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    options = {"heads": {"roles": "10/01/11", "sink": 4, "window": 28}, "snapkv": {"window": 16}}.get(name, {})
+    chosen = method(name, options)
+    engine = Engine(peaked(64, 4096).half().cuda(), backend="triton")
+    budget = Budget.of(0.25, None, "chunk") if name == "snapkv" else Budget()
+    for _ in range(2):  # compiled and planned, then watched
+        plan = engine.plan(chosen, budget, 1900, 256, 1)
+        runner = engine.runner([plan], 1)
+        runner.prefill(runner.open(prompt(1900), chosen, plan, Sampling(), 0))
+        monkeypatch.setattr(Step, "attend", attend)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvfoot.attention.backend import Backend
-from kvfoot.attention.pieces import history
+from kvfoot.attention.pieces import WIDE, history
 from kvfoot.attention.state import State
 from kvfoot.cache.kv import KVCache
 from kvfoot.engine.span import Heads, Span
@@ -36,8 +36,11 @@ class Chunk:
 
         Some of a layer's heads go one by one: whatever their number, their shapes are the same.
         """
-        every = len(heads) == len(self.part.k)
-        return torch.cat([self._attend(some, b) for some in ([heads] if every else [(h,) for h in heads])])
+        each = [heads] if len(heads) == len(self.part.k) else [(h,) for h in heads]
+        found = torch.cat([self._attend(some, b) for some in each])
+        if self.part.layer == self.cache.geometry.layers - 1:
+            self._ahead(each[0], b)
+        return found
 
     def _attend(self, heads: tuple[int, ...], b: int) -> Tensor:
         part, rows = self.part, self.part.rows(heads)
@@ -49,3 +52,13 @@ class Chunk:
         old = history(self.backend, q, b, part.scale, fetch)
         state = own if old is None else self.backend.join(old, own, q.dtype)
         return part.write(state, self.span.packed, rows).lse
+
+    def _ahead(self, heads: tuple[int, ...], b: int) -> None:
+        """Attend to a block of the length that the next chunk is the first to meet, of no content: its plan is made
+        while the device is busy with this chunk. At the next one's start it would be idle."""
+        sequence, n = self.span.sequence, self.q.shape[2]
+        size = {0: n, (WIDE - 1) * n: WIDE * n}.get(b)
+        if size is not None and sequence.prompt - sequence.rows.seen - self.span.n >= n:
+            q = self.q[self.part.rows(heads)]
+            k = q.new_empty(len(heads), size, q.shape[3])
+            self.backend.attend(q, k, k, self.part.scale, causal=False)
