@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvfoot.attention.overwrite import move, replace, tally
 from kvfoot.attention.padded import paged, planned
+from kvfoot.attention.pieces import join, piecewise
 from kvfoot.attention.state import Ragged, State
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "column_scores",
     "decode",
     "gathered",
+    "join",
     "move",
     "name",
     "paged",
+    "piecewise",
     "planned",
     "replace",
     "tally",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvfoot.attention.overwrite import move, replace, tally
 from kvfoot.attention.padded import paged, planned
+from kvfoot.attention.pieces import join, piecewise
 from kvfoot.attention.state import Ragged, State, merge
 from kvfoot.core.errors import UsageError
 
@@ -18,9 +19,11 @@ __all__ = [
     "column_scores",
     "decode",
     "gathered",
+    "join",
     "move",
     "name",
     "paged",
+    "piecewise",
     "planned",
     "replace",
     "tally",

@@ -26,6 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kvfoot.attention.naive_layer import Target, Turn
+from kvfoot.attention.state import State
 from kvfoot.attention.triton import (
     append,
     chunk_prefill,
@@ -34,6 +35,7 @@ from kvfoot.attention.triton import (
     compact,
     decode,
     gated,
+    join,
     locate,
     merge,
     plan,
@@ -66,6 +68,7 @@ KERNELS: dict[str, ModuleType] = {
     "tally_kernel": tally,
     "plan_kernel": plan,
     "decode_kernel": decode,
+    "join_kernel": join,
     "locate_kernel": locate,
     "merge_kernel": merge,
     "chunk_prefill_kernel": chunk_prefill,
@@ -180,6 +183,10 @@ def build(ops: list[str], head_size: int, group: int, page_size: int, dtype: tor
             column_scores.column_scores(q, k, table, lens, meta(rows, group, n, kind=torch.float32), 0.1, width)
         if "window" in ops:
             window_scores.window_scores(q[:, :, :32], k, table, lens, 0.1, width)
+        if "join" in ops:
+            turned = meta(n, rows, group, head_size).permute(1, 2, 0, 3)
+            part = State(turned, meta(rows, group, n, kind=torch.float32))
+            join.join(State(turned.float(), part.lse), part, dtype)
         if "append" in ops:
             append.append((k, k), table, lens, (q[:, 0, :1], q[:, 0, :1]))
         if "layer" in ops:

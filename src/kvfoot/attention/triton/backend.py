@@ -6,8 +6,10 @@ from torch import Tensor
 from kvfoot.attention.state import Ragged, State
 from kvfoot.attention.triton import column_scores as columns
 from kvfoot.attention.triton import decode as decoding
+from kvfoot.attention.triton import fused
 from kvfoot.attention.triton import window_scores as windows
 from kvfoot.attention.triton.chunk_prefill import chunk_prefill
+from kvfoot.attention.triton.join import join
 from kvfoot.attention.triton.plan import Plan
 from kvfoot.attention.triton.replace import move, replace
 from kvfoot.attention.triton.tally import tally
@@ -18,25 +20,33 @@ __all__ = [
     "column_scores",
     "decode",
     "gathered",
+    "join",
     "move",
     "name",
     "paged",
+    "piecewise",
     "planned",
     "replace",
     "tally",
     "window_scores",
 ]
-
 name = "triton"
 
 
 def attend(
     q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool, visible: Tensor | None = None
 ) -> State:
-    """See naive.attend; out has the queries' dtype."""
+    """See naive.attend; out has the queries' dtype. A long chunk's square and blocks: cuDNN, where fused.suits."""
     if visible is not None:
         raise UsageError("the triton backend has no masks but causal, sinks and window: use the sdpa backend")
+    if fused.suits(q_RHnD, k_RmD, causal):
+        return fused.attend(q_RHnD, k_RmD, v_RmD, scale, causal)
     return chunk_prefill(q_RHnD, k_RmD, v_RmD, None, None, scale, causal)
+
+
+def piecewise(q_GHnD: Tensor, k_GnD: Tensor) -> bool:
+    """See pieces.piecewise: where the pieces are cuDNN's."""
+    return fused.recurs(q_GHnD.shape[2]) and fused.available(q_GHnD, k_GnD)
 
 
 def window_scores(q_RHwD: Tensor, k_RmD: Tensor, scale: float) -> Tensor:
