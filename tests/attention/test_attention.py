@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kvfoot.attention import naive, sdpa
-from kvfoot.attention.backend import BACKENDS, choose
+from kvfoot.attention.backend import BACKENDS, choose, suited
 from kvfoot.attention.state import State, merge
 from kvfoot.core.errors import UsageError
 
@@ -159,6 +159,18 @@ def test_backends_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVFOOT_BACKEND", "naive")
     assert choose() is naive
     assert choose("sdpa") is sdpa
+    assert suited(64, 3, torch.bfloat16, 16, torch.device("cuda")) is naive
     monkeypatch.setenv("KVFOOT_BACKEND", "tritom")
     with pytest.raises(UsageError, match=r"unknown backend 'tritom' \(did you mean triton\?\)"):
         choose()
+
+
+def test_a_gpu_has_the_kernels_where_they_serve_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.delenv("KVFOOT_BACKEND", raising=False)
+    cuda, kind = torch.device("cuda"), torch.bfloat16
+    assert suited(64, 3, kind, 16, cuda).name == "triton"
+    assert suited(64, 3, kind, 16, torch.device("cpu")) is sdpa
+    for head_dim, group, dtype, page_size in ((48, 3, kind, 16), (64, 17, kind, 16), (64, 3, kind, 8)):
+        assert suited(head_dim, group, dtype, page_size, cuda) is sdpa
+    assert suited(64, 3, torch.float64, 16, cuda) is sdpa

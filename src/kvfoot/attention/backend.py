@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
@@ -80,7 +81,8 @@ BACKENDS: dict[str, Backend] = {"naive": naive, "sdpa": sdpa}
 def choose(name: str | None = None) -> Backend:
     """The backend `name`, else the environment's KVFOOT_BACKEND, else sdpa. Raises UsageError for an unknown name.
 
-    `triton` raises it too where the package is missing, and, case by case, for what the kernels cannot serve.
+    `triton` raises it too where the package is missing, and, case by case, for what the kernels cannot serve. A model
+    whose backend nobody names has that of `suited`.
     """
     name = name or os.environ.get("KVFOOT_BACKEND") or "sdpa"
     if name == "triton":
@@ -90,3 +92,13 @@ def choose(name: str | None = None) -> Backend:
     if name not in BACKENDS:
         raise UsageError(f"unknown backend {name!r}{did_you_mean(name, [*BACKENDS, 'triton'])}")
     return BACKENDS[name]
+
+
+def suited(head_dim: int, group: int, dtype: torch.dtype, page_size: int, device: torch.device) -> Backend:
+    """The backend of a model where none is asked for: KVFOOT_BACKEND, else triton on a GPU whose kernels serve it."""
+    named = os.environ.get("KVFOOT_BACKEND")
+    if named or device.type != "cuda" or find_spec("triton") is None:
+        return choose(named)
+    from kvfoot.attention.triton import common
+
+    return choose("triton" if common.refuse(dtype, head_dim, group, page_size, device) is None else "sdpa")

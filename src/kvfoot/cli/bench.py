@@ -229,14 +229,14 @@ def _engine(shape: str, dtype: str, device: str, backend: str | None, page_size:
 
     where = _device(device)
     kind = _dtype(dtype, where)
-    chosen = choose(backend)
+    choose(backend)
     parts = needs(shapes.geometry(shape), kind.itemsize)
     weights = shapes.weight_bytes(shapes.build(shape, kind, "meta"))
     memory.require({"weights": weights, **parts}, torch.device(where))
     _tell()(f"{shape}: random weights, {memory.gib(weights)}")
     from kvfoot.engine.engine import Engine
 
-    return Engine(shapes.build(shape, kind, where), name=shape, backend=chosen, page_size=page_size)
+    return Engine(shapes.build(shape, kind, where), name=shape, backend=backend, page_size=page_size)
 
 
 def _most(parts: dict[str, int]) -> dict[str, int]:

@@ -139,9 +139,14 @@ def _cache() -> str:
 
 
 def _backends() -> list[str]:
+    from importlib.util import find_spec
+
+    import torch
+
     from kvfoot.attention.backend import BACKENDS
 
-    return list(BACKENDS)
+    kernels = torch.cuda.is_available() and find_spec("triton") is not None
+    return [*BACKENDS, *(["triton"] if kernels else [])]
 
 
 def _backend(name: str) -> str:
@@ -152,7 +157,7 @@ def _backend(name: str) -> str:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(shape, generator=generator).to(device) for shape in ((2, 3, 5, 16), (2, 9, 16), (2, 9, 16)))
+    q, k, v = (torch.randn(shape, generator=generator).to(device) for shape in ((2, 3, 5, 64), (2, 9, 64), (2, 9, 64)))
     state = choose(name).attend(q, k, v, 0.25, True)
     scores = torch.einsum("rhnd,rmd->rhnm", q, k) * 0.25
     future = torch.ones(5, 9, dtype=torch.bool, device=device).triu(9 - 5 + 1)

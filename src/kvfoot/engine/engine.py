@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvfoot.attention.backend import Backend, choose
+from kvfoot.attention.backend import Backend, choose, suited
 from kvfoot.cache.kv import KVCache
 from kvfoot.cache.memory import free
 from kvfoot.cache.pool import Pool, entry_widths
@@ -68,10 +68,10 @@ class Engine:
         check_size(kv_memory)
         self.geometry: Geometry = geometry_of(model)
         self.model, self.tokenizer, self.name, self.revision = model.eval(), tokenizer, name, revision
-        self.backend: Backend = choose(backend) if backend is None or isinstance(backend, str) else backend
         self.page_size, self.kv_memory, self.poison = page_size, kv_memory, poison
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
+        self.backend: Backend = choose(backend) if isinstance(backend, str) else backend or self._suited()
         self.graph = wanted(graph, model, self.backend, self.device)
         self.fuse = fusing(fuse, self.backend)
         self._previous = attach(model)
@@ -85,6 +85,10 @@ class Engine:
         on_event = options.pop("on_event", None)
         found = load(name, dtype=dtype, device=device, on_event=on_event)
         return cls(found.model, found.tokenizer, name=name, revision=found.revision, **options)
+
+    def _suited(self) -> Backend:
+        g = self.geometry
+        return suited(g.head_dim, g.group, self.dtype, self.page_size, self.device)
 
     def close(self) -> None:
         """Leave the model as it was."""

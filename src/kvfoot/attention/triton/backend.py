@@ -1,8 +1,12 @@
-"""The operations of attention/naive.py and naive_paged.py by Triton kernels. What they cannot serve is refused."""
+"""The operations of attention/naive.py and naive_paged.py by Triton kernels. What they cannot serve is refused.
+
+Masks of any form are torch's: windows of a model's own layers while a prompt is read, and tokens that are read again.
+"""
 
 import torch
 from torch import Tensor
 
+from kvfoot.attention import sdpa
 from kvfoot.attention.state import Ragged, State
 from kvfoot.attention.triton import column_scores as columns
 from kvfoot.attention.triton import decode as decoding
@@ -13,7 +17,6 @@ from kvfoot.attention.triton.join import join
 from kvfoot.attention.triton.plan import Plan
 from kvfoot.attention.triton.replace import move, replace
 from kvfoot.attention.triton.tally import tally
-from kvfoot.core.errors import UsageError
 
 __all__ = [
     "attend",
@@ -38,7 +41,7 @@ def attend(
 ) -> State:
     """See naive.attend; out has the queries' dtype. A long chunk's square and blocks: cuDNN, where fused.suits."""
     if visible is not None:
-        raise UsageError("the triton backend has no masks but causal, sinks and window: use the sdpa backend")
+        return sdpa.attend(q_RHnD, k_RmD, v_RmD, scale, causal, visible)
     if fused.suits(q_RHnD, k_RmD, causal):
         return fused.attend(q_RHnD, k_RmD, v_RmD, scale, causal)
     return chunk_prefill(q_RHnD, k_RmD, v_RmD, None, None, scale, causal)
