@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kvfoot.attention.naive_layer import Target, Turn
-from kvfoot.attention.state import State
+from kvfoot.attention.state import Least, State
 from kvfoot.attention.triton import (
     append,
     chunk_prefill,
@@ -211,6 +211,7 @@ def build(ops: list[str], head_size: int, group: int, page_size: int, dtype: tor
             for plane, unit in ((mass, 1), (each, 1), (None, rows)):
                 least = tally.tally(score, lse[..., 0], table, slots, slots, slots, numbers, plane, plane is mass, unit)
                 replace.replace([k, k, numbers, mass if plane is None else plane], table, slots, slots, least)
+            replace.replace([k, k, numbers], table, slots, slots, Least.of(score[:, 0]))
             replace.move([k, k], slots, slots)
 
 
