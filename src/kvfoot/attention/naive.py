@@ -8,10 +8,22 @@ Where `visible`, bool [R or 1, n, m], is given, it alone says which entries a qu
 import torch
 from torch import Tensor
 
-from kvfoot.attention.padded import paged, planned
+from kvfoot.attention.padded import emitted, paged, planned, push, refill
 from kvfoot.attention.state import Ragged, State
 
-__all__ = ["attend", "column_scores", "decode", "gathered", "name", "paged", "planned", "window_scores"]
+__all__ = [
+    "attend",
+    "column_scores",
+    "decode",
+    "emitted",
+    "gathered",
+    "name",
+    "paged",
+    "planned",
+    "push",
+    "refill",
+    "window_scores",
+]
 name = "naive"
 
 

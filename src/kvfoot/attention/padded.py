@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvfoot.attention.rings import push, refill
 from kvfoot.attention.state import State
+
+__all__ = ["Emitted", "emitted", "paged", "planned", "push", "refill"]
 
 
 def planned(lens_LR: Tensor, head_dim: int, dtype: torch.dtype) -> Any:
@@ -35,6 +38,66 @@ def paged(
     table_RP: page numbers, whatever past a row's own; lens_R on the device. With `width`, at least every length: the
     softmax weights too, fp32 [R, H, width], 0 beyond a row's entries. An empty row has out = 0, lse = -inf.
     """
+    state, s = _attended(q_RHD, k_pages, v_pages, table_RP, lens_R, scale, read)
+    if not width:
+        return state, None
+    m = s.shape[-1]
+    p = Emitted(s, state.lse, lens_R).weights()
+    return state, p[..., :width] if width <= m else torch.nn.functional.pad(p, (0, width - m))
+
+
+class Emitted:
+    """The logits of rows as attention met them; what is behind a row's end has no meaning."""
+
+    def __init__(self, logits_RHm: Tensor, lse_RH: Tensor, lens_R: Tensor):
+        self._logits, self._lse, self._lens = logits_RHm, lse_RH, lens_R
+
+    def of(self, rows: slice | Tensor) -> "Emitted":
+        """Some of the rows: neighbours, or int64 numbers."""
+        every = (self._logits, self._lse, self._lens)
+        return type(self)(*(x[rows] if isinstance(rows, slice) else x.index_select(0, rows) for x in every))
+
+    def logits(self) -> Tensor:
+        """fp32 [R, H, m], -inf behind a row's end."""
+        m = self._logits.shape[-1]
+        there = torch.arange(m, device=self._lens.device) < self._lens[:, None]
+        return self._logits.masked_fill(~there[:, None], -torch.inf)
+
+    def weights(self) -> Tensor:
+        """Their softmax, 0 there."""
+        return (self.logits() - self._lse.clamp(min=-1e30)[..., None]).exp()
+
+    def best(self, count: int, kernel: int, group: str, sink: int, leaving: int | None) -> Tensor | None:
+        """See core.reading.Query."""
+        return None
+
+
+def emitted(
+    q_RHD: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    table_RP: Tensor,
+    lens_R: Tensor,
+    scale: float,
+    *,
+    plan: Any = None,
+    values: bool = True,
+) -> tuple[State, Emitted]:
+    """As `paged`, and the logits of whole rows. values: whether `out` is wanted."""
+    state, s = _attended(q_RHD, k_pages, v_pages, table_RP, lens_R, scale, None)
+    return state, Emitted(s, state.lse, lens_R)
+
+
+def _attended(
+    q_RHD: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    table_RP: Tensor,
+    lens_R: Tensor,
+    scale: float,
+    read: Tensor | None,
+) -> tuple[State, Tensor]:
+    """The result and the logits, fp32 [R, H, m], -inf behind a row's end."""
     if read is not None:
         size = k_pages.shape[1]
         table_RP = table_RP.long().gather(1, read // size) * size + read % size
@@ -51,7 +114,4 @@ def paged(
     s_RHm = torch.bmm(q_RHD.float() * scale, k.mT).masked_fill(absent[:, None], -torch.inf)
     lse = s_RHm.logsumexp(-1)
     p = (s_RHm - lse.clamp(min=-1e30)[..., None]).exp()
-    weights = None
-    if width:
-        weights = p[..., :width] if width <= P * size else torch.nn.functional.pad(p, (0, width - P * size))
-    return State(torch.bmm(p, v), lse), weights
+    return State(torch.bmm(p, v), lse), s_RHm

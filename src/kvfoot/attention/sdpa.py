@@ -8,11 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvfoot.attention.padded import paged, planned
+from kvfoot.attention.padded import emitted, paged, planned, push, refill
 from kvfoot.attention.state import Ragged, State, merge
 from kvfoot.core.errors import UsageError
 
-__all__ = ["attend", "column_scores", "decode", "gathered", "name", "paged", "planned", "window_scores"]
+__all__ = [
+    "attend",
+    "column_scores",
+    "decode",
+    "emitted",
+    "gathered",
+    "name",
+    "paged",
+    "planned",
+    "push",
+    "refill",
+    "window_scores",
+]
 name = "sdpa"
 BLOCK_ELEMENTS = 1 << 23
 """Largest block of logits, in fp32 elements (32 MiB), that window scores make at once."""

@@ -152,6 +152,8 @@ class Resident:
         b, pool = self.buffers, self.cache.pool
         self.checks, self.kind = [], kind
         self.plans = self.backend.planned(b.words["lens"], pool.head_dim, pool.dtype)
+        if self.lists is not None:
+            self.lists.begin(kind)
         positions = b.words["position"][None]
         self.position = b.words["position"].repeat_interleave(self.cache.geometry.kv_heads)[:, None]
         output = self.model(
@@ -187,7 +189,7 @@ class Resident:
         scope = self.scopes[layer]
         weights = None
         if self.lists is not None and not windowed:
-            state = self.lists.attend(layer, self.kind, q, k, v, call.scale)
+            state = self.lists.attend(layer, self.kind, q, k, v, call.scale, plan)
         else:
             width = len(scope.entry) if scope is not None and self.method.needs & SCORED else 0
             state, weights = self.backend.paged(

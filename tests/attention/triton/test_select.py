@@ -1,0 +1,70 @@
+"""What a refresh selects by kernels, against plain loops: ties, flat and peaked rows, rows that do not fire."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from paged import DEVICE
+from torch import Tensor
+
+from kvfoot.attention import naive_paged
+from kvfoot.attention.triton import select
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several programs a row without rows of thousands."""
+    monkeypatch.setattr(select, "BLOCK", 128)
+    monkeypatch.setattr(select, "COMPARED", 2)
+
+
+def flat(s: Tensor) -> Tensor:
+    return s * 1e-3
+
+
+def peaked(s: Tensor) -> Tensor:
+    return s * 90
+
+
+def tied(s: Tensor) -> Tensor:
+    return s.round()
+
+
+def equal(s: Tensor) -> Tensor:
+    return s * 0 + 3
+
+
+SHAPES: list[Callable[[Tensor], Tensor]] = [torch.Tensor.clone, flat, peaked, tied, equal]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    ("heads", "count", "kernel", "sink", "leaving"),
+    [(4, 37, 7, 0, 12), (3, 130, 1, 4, 5), (1, 64, 5, 0, 64), (2, 9, 7, 20, 100), (7, 1, 3, 0, 1), (2, 310, 7, 1, 50)],
+)
+def test_the_best_of_each_row(
+    shape: Callable[[Tensor], Tensor], heads: int, count: int, kernel: int, sink: int, leaving: int
+) -> None:
+    """Lengths around a block, of fewer entries than are wanted, of one, of none; what lies beyond is NaN."""
+    lens = torch.tensor([321, 129, 130, 0, 1, 2, 311, 65])
+    generator = torch.Generator().manual_seed(heads + count)
+    score = torch.full((len(lens), heads, 333), torch.nan)
+    lse = torch.full((len(lens), heads), torch.nan)
+    for r, n in enumerate(lens.tolist()):
+        if n:
+            score[r, :, :n] = shape(3 * torch.randn(heads, n, generator=generator))
+            lse[r] = (score[r, :, :n] / 1.4426950408889634).logsumexp(-1)
+    found = select.best(score.to(DEVICE), lse.to(DEVICE), lens.to(DEVICE), count, kernel, sink, leaving).cpu()
+    expected = naive_paged.best(score, lse, lens, count, kernel, sink, leaving)
+    for row, (worst, others) in zip(found.tolist(), expected, strict=True):
+        assert row[: len(worst)] == worst
+        assert sorted(row[len(worst) : len(worst) + len(others)]) == others
+
+
+def test_its_order_is_the_same_every_time() -> None:
+    generator = torch.Generator().manual_seed(1)
+    score = torch.randn(2, 2, 300, generator=generator).to(DEVICE)
+    lse, lens = score.logsumexp(-1), torch.tensor([300, 290], device=DEVICE)
+    one, two = (select.best(score, lse, lens, 120, 7, 0, 8) for _ in range(2))
+    assert torch.equal(one, two)
+    assert (one[0].unique().numel(), int(one.max())) == (120, max(one.flatten().tolist()))
