@@ -7,6 +7,7 @@ import pytest
 
 import tiny
 from kvfoot.core.budget import Budget
+from kvfoot.core.hooks import Method
 from kvfoot.core.reading import Reader
 from kvfoot.core.registry import methods
 from kvfoot.engine.clock import Clock
@@ -37,7 +38,7 @@ class Done:
 
 def decode(
     model: Any,
-    name: str,
+    name: str | Method,
     options: dict[str, Any] | None = None,
     *,
     lengths: tuple[int, ...] = (61, 30, 47),
@@ -68,7 +69,7 @@ def decode(
     return Done(sequences, [tiny.kept(runner, s) for s in sequences], steps, list(Tape.made))
 
 
-def same(model: Any, name: str, options: dict[str, Any] | None = None, **more: Any) -> Done:
+def same(model: Any, name: str | Method, options: dict[str, Any] | None = None, **more: Any) -> Done:
     """Replayed and launched agree in everything; the replayed one comes back."""
     one, two = (decode(model, name, options, replayed=replayed, **more) for replayed in (True, False))
     assert one.tokens == two.tokens

@@ -83,7 +83,7 @@ def emitted(
     plan: Any = None,
     values: bool = True,
 ) -> tuple[State, Emitted]:
-    """As `paged`, and the logits of whole rows. values: whether `out` is wanted."""
+    """As `paged`, and the logits of whole rows. values: whether `out` is wanted; it has no meaning else."""
     state, s = _attended(q_RHD, k_pages, v_pages, table_RP, lens_R, scale, None)
     return state, Emitted(s, state.lse, lens_R)
 

@@ -46,14 +46,14 @@ def push(rings: Rings, lens_LR: Tensor, slots_LR: Tensor) -> None:
 def refill(
     rings: Rings, layer: int, rows_E: Tensor, chosen_EK: Tensor, fired_R: Tensor, table_RP: Tensor, page_size: int
 ) -> None:
-    """The queues of rows int64 [E] of one width K + 1 anew, where fired_R: entries int64 [E, K], the next to go first."""
+    """Where fired_R, the queues of rows int64 [E] of width K + 1 anew: entries int64 [E, K], the next to go first."""
     fired, (E, K) = fired_R.index_select(0, rows_E), chosen_EK.shape
     table = table_RP.index_select(0, rows_E).long()
     inside = chosen_EK.where(fired[:, None], 0)
     slot = table.gather(1, inside // page_size) * page_size + inside % page_size
     for ring, new in ((rings.entry, inside), (rings.slot, slot)):
         old = ring[layer].index_select(0, rows_E)
-        new = torch.cat([new.int().where(fired[:, None], old[:, :K]), old[:, K:]], 1)
-        ring[layer].index_copy_(0, rows_E, new)
+        mixed = torch.cat([new.int().where(fired[:, None], old[:, :K]), old[:, K:]], 1)
+        ring[layer].index_copy_(0, rows_E, mixed)
     at = torch.full((E,), K, dtype=torch.int32, device=rows_E.device)
     rings.at[layer].index_copy_(0, rows_E, at.where(fired, rings.at[layer].index_select(0, rows_E)))

@@ -151,8 +151,8 @@ class Reader(Method):
     sequence a line, and `Read.refresh` is a bool or one per sequence, [sequences].
     """
     queue: ClassVar[str | None] = None
-    """Which field of a state is a queue of slots, int64 [R, K], that `read` does nothing with but `Query.push`, at every
-    step. In a replayed step it is a ring at a fixed address, moved on for all layers in one launch.
+    """Which field of a state is a queue of slots, int64 [R, K]: `read` pushes it at every step (`Query.push`), and does
+    nothing else with it. In a replayed step it is a ring at a fixed address, moved on for all layers in one launch.
     """
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ all layers in one launch as the step begins, so that a layer that refreshes noth
 """
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,79 +18,18 @@ from torch import Tensor
 
 from kvfoot.attention.backend import Backend
 from kvfoot.attention.rings import Rings
-from kvfoot.attention.state import State, merge
+from kvfoot.attention.state import State
 from kvfoot.cache.kv import KVCache
 from kvfoot.core.reading import Read, Reader
 from kvfoot.engine import states
 from kvfoot.engine.asked import Asked, Rows, Step, take
 from kvfoot.engine.buffers import Buffers
-from kvfoot.engine.ledger import WHOLE, Ledger
+from kvfoot.engine.groups import Cost, Group, Tally, grouped, queue_of
+from kvfoot.engine.ledger import Ledger
 from kvfoot.engine.sequence import Sequence
 
 Fires = bool | Tensor
 """Which of a layer's rows refresh: all, none, or bool [R]."""
-
-
-@dataclass(eq=False)
-class Group:
-    """Rows that are asked about together: the same heads of sequences `members` of the batch, state by state of a shape.
-
-    number: int64 [E], the rows among the layer's R; rows: the same, as neighbours where they are.
-    """
-
-    layer: int
-    heads: tuple[int, ...]
-    members: tuple[int, ...]
-    size: int
-    number: Tensor
-    rows: Rows
-    state: Any
-    length: int = 0
-    """Of the queue."""
-
-    @property
-    def place(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-        return self.layer, self.heads, self.members
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return *self.place, self.size, self.length, states.shapes(self.state)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Entries that a step of a kind reads per row, known when it is recorded: `read` of them by the list, None for all.
-
-    fires: a row may refresh; full: it then reads all that is stored, else `renewed` entries. extra: see Read.
-    """
-
-    read: int | None
-    fires: bool
-    full: bool
-    renewed: int
-    extra: float
-
-
-@dataclass(frozen=True)
-class Tally:
-    """The costs of a kind of step by (layer, place in the batch, KV head), as arrays. here: whether there is one."""
-
-    here: np.ndarray
-    read: np.ndarray
-    fires: np.ndarray
-    full: np.ndarray
-    renewed: np.ndarray
-    extra: np.ndarray
-
-    @staticmethod
-    def of(costs: list[tuple[Group, Cost]], shape: tuple[int, ...]) -> "Tally":
-        t = Tally(*(np.zeros(shape, kind) for kind in (bool, np.int64, bool, bool, np.int64, np.float64)))
-        for group, cost in costs:
-            at = np.ix_([group.layer], group.members, group.heads)
-            t.here[at], t.fires[at], t.full[at] = True, cost.fires, cost.full
-            t.read[at] = WHOLE if cost.read is None else cost.read
-            t.renewed[at], t.extra[at] = cost.renewed, cost.extra
-        return t
 
 
 class Lists:
@@ -107,7 +46,7 @@ class Lists:
         self.steps: dict[str, int] = {}
         self.costs: dict[str, list[tuple[Group, Cost]]] = {}
         self._now: dict[tuple[Any, ...], Any] = {}
-        self._newest = buffers.words["lens"]
+        self._newest = self._live = buffers.words["lens"]
         self._plans: dict[str, tuple[Tensor, Any]] = {}
         self._tallies: dict[str, Tally] = {}
         self._parts: dict[int, dict[tuple[int, tuple[int, ...]], Any]] = {}
@@ -115,7 +54,7 @@ class Lists:
     def attach(self, sequences: Many[Sequence]) -> None:
         """Copy the sequences' states in: of the shapes that are here already (`fits`), or the first ones."""
         self.sequences = list(sequences)
-        given = self._grouped(sequences)
+        given = grouped(sequences, self.method, self.cache.geometry.kv_heads, self.buffers.device)
         if not self.groups:
             self.groups = given
             self.rings = self._room()
@@ -123,39 +62,14 @@ class Lists:
             for mine, theirs in zip(self.groups, given, strict=True):
                 states.copy(mine.state, theirs.state)
         for group in self.groups if self.rings is not None else []:
-            self._fill(group, [self._queue(sequences[b].reading[group.layer, group.heads]) for b in group.members])
+            self._fill(
+                group, [queue_of(self.method, sequences[b].reading[group.layer, group.heads]) for b in group.members]
+            )
 
     def fits(self, sequences: Many[Sequence]) -> bool:
         """Whether what is recorded suits these: the same groups of rows, states of the same shapes."""
-        return not self.groups or [g.key for g in self.groups] == [g.key for g in self._grouped(sequences)]
-
-    def _grouped(self, sequences: Many[Sequence]) -> list[Group]:
-        found: dict[tuple[Any, ...], tuple[list[int], list[Any]]] = {}
-        for b, s in enumerate(sequences):
-            for (layer, heads), state in s.reading.items():
-                own = state if self.method.lasting else None
-                length = 0 if self.method.queue is None else self._queue(own).shape[1]
-                shape = (layer, heads, s.plan.reads or 0, length, states.shapes(own))
-                members, some = found.setdefault(shape if self.method.batched else (*shape, b), ([], []))
-                members.append(b)
-                some.append(own if self.method.queue is None else replace(own, **{self.method.queue: None}))
-        return [
-            Group(layer, heads, tuple(members), size, *self._located(heads, members), states.joined(some), length)
-            for (layer, heads, size, length, *_), (members, some) in found.items()
-        ]
-
-    def _queue(self, state: Any) -> Tensor:
-        assert self.method.queue is not None
-        found = getattr(state, self.method.queue)
-        assert isinstance(found, Tensor)
-        return found
-
-    def _located(self, heads: tuple[int, ...], members: list[int]) -> tuple[Tensor, Rows]:
-        every = self.cache.geometry.kv_heads
-        rows = [b * every + head for b in members for head in heads]
-        number = torch.tensor(rows, device=self.buffers.device)
-        neighbours = rows == list(range(rows[0], rows[0] + len(rows)))
-        return number, slice(rows[0], rows[-1] + 1) if neighbours else number
+        theirs = grouped(sequences, self.method, self.cache.geometry.kv_heads, self.buffers.device)
+        return not self.groups or [g.key for g in self.groups] == [g.key for g in theirs]
 
     def _room(self) -> Rings | None:
         """Rings for all groups, and their states with the ring where the queue was."""
@@ -196,7 +110,8 @@ class Lists:
     def begin(self, kind: str) -> None:
         """A step begins: what is the same in all layers."""
         lens = self.buffers.words["lens"]
-        self._newest, self._plans, self.costs[kind], self._now = (lens - 1).clamp(min=0), {}, [], {}
+        self._newest, self._live = (lens - 1).clamp(min=0), lens > 0
+        self._plans, self.costs[kind], self._now = {}, [], {}
         self._tallies.pop(kind, None)
         self._parts.clear()
         if self.rings is not None:
@@ -207,82 +122,86 @@ class Lists:
 
         plan: of whole rows.
         """
-        b, pool, method = self.buffers, self.cache.pool, self.method
+        b, pool = self.buffers, self.cache.pool
         table, lens = b.tables[layer], b.words["lens"][layer]
         step = Step(layer, q, key, value, self._newest[layer, :, None], table.shape[1] * pool.page_size)
         asked = [(g, *self._ask(g, kind, step)) for g in self.groups if g.layer == layer]
         reads = [(group, chosen) for group, _, _, chosen in asked]
-        fires = self._fires(reads, len(lens))
+        fires = self._fires(reads, self._live[layer])
         every = [group for group, chosen in reads if chosen.slots is None]
         full = any(chosen.full for _, chosen in reads)
-        whole, emitted = None, None
+        if full and not all(chosen.full for _, chosen in reads if chosen.refresh is not False):
+            raise TypeError(f"{self.method.name}: a refresh reads everything in some rows of a step, and not in others")
+        whole, emitted, rows = None, None, fires
         if fires is not False or every:
             rows = self._marked(fires, every, len(lens))
-            own, plan = (lens, plan) if rows is True else (lens.where(rows, 0), None)
+            own, plan = (lens, plan) if isinstance(rows, bool) else (lens.where(rows, 0), None)
             given = (q, pool.k, pool.v, table, own, scale)
             if fires is False:
                 whole, _ = self.backend.paged(*given, plan=plan)
             else:
                 whole, emitted = self.backend.emitted(*given, plan=plan, values=full or bool(every))
         lists: list[tuple[Group, Read, int]] = []
-        for group, query, state, chosen in asked:
-            renewed = 0
-            if chosen.refresh is not False and fires is not False:
+        for group, query, went, chosen in asked:
+            state, slots, renewed = went, chosen.slots, 0
+            if chosen.refresh is not False and emitted is not None:
                 query.emitted = emitted.of(group.rows)
-                fired = fires if isinstance(fires, bool) else take(fires, group.rows)
-                state, better = method.refresh(state, query)
-                renewed = better.shape[1]
-                state = self._renewed(group, fires, lens, state)
-                if isinstance(chosen.slots, Tensor) and not chosen.full:
-                    rest = chosen.slots[:, renewed:]
-                    mixed = better if fired is True else better.where(fired[:, None], chosen.slots[:, :renewed])
-                    chosen = replace(chosen, slots=torch.cat([mixed, rest], 1))
-                if not isinstance(fired, bool):
-                    state = states.chosen(fired, len(group.members), state, group.state)
+                state, slots, renewed = self._refresh(group, query, went, chosen, fires)
             self._keep(group, state)
-            listed = group.length + 1 if isinstance(chosen.slots, Rings) else _width(chosen.slots)
-            lists.append((group, chosen, renewed))
+            listed = group.length + 1 if isinstance(slots, Rings) else _width(slots)
+            lists.append((group, replace(chosen, slots=slots), renewed))
             cost = Cost(listed or None, chosen.refresh is not False, chosen.full, renewed, chosen.extra)
             self.costs[kind].append((group, cost))
         if fires is not False:
-            b.fired[layer].copy_((lens > 0) if fires is True else fires & (lens > 0))
+            b.fired[layer].copy_(self._live[layer] if fires is True else fires)
         lists = [x for x in lists if x[1].slots is not None]
-        if not lists or (fires is True and all(chosen.full for _, chosen, _ in lists)):
+        if not lists or (fires is True and full):
             assert whole is not None
             return whole
         partial = self._read(layer, lists, fires, lens, q, scale)
+        if whole is None or not (full or every):
+            return partial
         # Rows that refresh without reading everything are in `whole` for their scores alone.
-        return merge(whole, partial) if (full or every) and whole is not None else partial
+        rows = rows if full else self._marked(False, every, len(lens))
+        assert isinstance(rows, Tensor)
+        out = torch.where(rows[:, None, None], whole.out, partial.out)
+        return State(out, torch.where(rows[:, None], whole.lse, partial.lse))
 
-    def _ask(self, group: Group, kind: str, step: Step) -> tuple[Asked, Any, Read]:
+    def _ask(self, group: Group, kind: str, step: Step) -> tuple[Any, Any, Read]:
         sequence = self.sequences[group.members[0]]
         n = max(int(sequence.rows.lens[group.layer, group.heads[0]]), group.size) + 1
         below = next(
-            (self._now[k] for i in range(group.layer - 1, -1, -1) if (k := (i, group.heads, group.members)) in self._now),
+            (
+                self._now[k]
+                for i in range(group.layer - 1, -1, -1)
+                if (k := (i, group.heads, group.members)) in self._now
+            ),
             None,
         )
-        query = Asked(step, group.rows, len(group.members), self.steps[kind], n, group.size, below)
+        query: Any = Asked(step, group.rows, len(group.members), self.steps[kind], n, group.size, below)
         state, chosen = self.method.read(group.state, query)
         if query.pushed != (self.rings is not None):
             raise TypeError(f"{self.method.name}: `read` pushes its queue, and no other, at every step (Reader.queue)")
         return query, state, chosen
 
-    def _fires(self, reads: Many[tuple[Group, Read]], rows: int) -> Fires:
+    def _fires(self, reads: Many[tuple[Group, Read]], live: Tensor) -> Fires:
         asks = [chosen.refresh for _, chosen in reads]
         if not any(isinstance(ask, Tensor) for ask in asks):
             if not any(asks):
                 return False
             if all(asks) and sum(len(group.number) for group, _ in reads) >= len(self.sequences) * self._heads:
                 return True
-        fires = torch.zeros(rows, dtype=torch.bool, device=self._newest.device)
+        fires = torch.zeros_like(live) if len(reads) > 1 or len(reads[0][0].number) < len(live) else None
         for group, chosen in reads:
-            if isinstance(chosen.refresh, Tensor):
-                # One per sequence, for all of its heads.
-                ask = chosen.refresh.reshape(-1, 1).expand(len(group.members), len(group.heads))
-                _put(fires, group.rows, ask.reshape(-1))
-            elif chosen.refresh:
-                _put(fires, group.rows, True)
-        return fires
+            ask = chosen.refresh
+            if isinstance(ask, Tensor):  # one per sequence, for all of its heads
+                ask = ask.reshape(-1, 1).expand(len(group.members), len(group.heads)).reshape(-1)
+            if fires is None:
+                assert isinstance(ask, Tensor)
+                return ask & live
+            _put(fires, group.rows, ask)
+        assert fires is not None
+        return fires & live
 
     @property
     def _heads(self) -> int:
@@ -297,14 +216,26 @@ class Lists:
             _put(marked, group.rows, True)
         return marked
 
-    def _renewed(self, group: Group, fires: Fires, lens: Tensor, state: Any) -> Any:
+    def _refresh(self, group: Group, query: Any, went: Any, chosen: Read, fires: Fires) -> tuple[Any, Any, int]:
+        """The state after it, the list to read unless everything is read, how much of it is new where rows fire."""
+        state, better = self.method.refresh(went, query)
+        state, slots, renewed = self._renewed(group, fires, state), chosen.slots, better.shape[1]
+        fired = fires if isinstance(fires, bool) else take(fires, group.rows)
+        if isinstance(slots, Tensor) and not chosen.full:
+            mixed = better if isinstance(fired, bool) else better.where(fired[:, None], slots[:, :renewed])
+            slots = torch.cat([mixed, slots[:, renewed:]], 1)
+        if not isinstance(fired, bool):
+            state = states.chosen(fired, len(group.members), state, went)
+        return state, slots, renewed
+
+    def _renewed(self, group: Group, fires: Fires, state: Any) -> Any:
         """A state that has chosen anew, its queue in the ring where rows fire."""
         if self.rings is None or self.method.queue is None:
             return state
-        queue = self._queue(state)
+        queue = queue_of(self.method, state)
         if queue.shape[1] != group.length:
             raise TypeError(f"{self.method.name}: a queue of {group.length} entries became one of {queue.shape[1]}")
-        fired = (lens > 0) if isinstance(fires, bool) else fires & (lens > 0)
+        fired = self._live[group.layer] if isinstance(fires, bool) else fires
         table = self.buffers.tables[group.layer]
         self.backend.refill(self.rings, group.layer, group.number, queue, fired, table, self.cache.pool.page_size)
         return replace(state, **{self.method.queue: self.rings})
@@ -318,14 +249,12 @@ class Lists:
             read, counts = self._listed(lists, fires, lens)
             return self.backend.paged(q, pool.k, pool.v, self.buffers.tables[layer], counts, scale, read=read)[0]
         k, v = (x.view(-1, 1, x.shape[2]) for x in (pool.k, pool.v))
-        plan = None
-        if isinstance(fires, bool):
-            counts, plan = self._counted("renewed" if fires else "queued")
-            counts, plan = counts[layer], None if plan is None else plan.layer(layer)
-        else:
-            full = all(chosen.full for _, chosen, _ in lists)
-            renewed: Tensor | int = 0 if full else (self.rings.width[layer] - 1).clamp(min=0)
-            counts = torch.where(fires, renewed, self.rings.width[layer]).where(lens > 0, 0)
+        counts, plan = self._counted("renewed" if fires is True else "queued")
+        counts, plan = counts[layer], None if plan is None else plan.layer(layer)
+        if not isinstance(fires, bool):
+            full = any(chosen.full for _, chosen, _ in lists)
+            renewed = counts.new_zeros(()) if full else self._counted("renewed")[0][layer]
+            counts, plan = torch.where(fires, renewed, counts), None
         return self.backend.paged(q, k, v, self.rings.slot[layer], counts, scale, plan=plan)[0]
 
     def _counted(self, what: str) -> tuple[Tensor, Any]:
@@ -333,7 +262,7 @@ class Lists:
         assert self.rings is not None
         if what not in self._plans:
             width = self.rings.width if what == "queued" else (self.rings.width - 1).clamp(min=0)
-            counts = width.where(self.buffers.words["lens"] > 0, 0)
+            counts = width.where(self._live, 0)
             pool = self.cache.pool
             self._plans[what] = counts, self.backend.planned(counts, pool.head_dim, pool.dtype)
         return self._plans[what]
@@ -365,14 +294,9 @@ class Lists:
         """The step's reads into the sequences' traces. fired: bool [L, R]."""
         if kind not in self._tallies:
             self._tallies[kind] = Tally.of(self.costs[kind], ledger.shape)
-        t, fired = self._tallies[kind], fired.reshape(ledger.shape)
+        fired = fired.reshape(ledger.shape)
         for b in np.flatnonzero(ledger.active[: len(ledger.sequences)]).tolist():
-            p, own = ledger.sequences[b].trace.passes[-1], t.here[:, b]
-            assert p.loaded is not None and p.refreshed is not None and p.scan is not None  # noqa: PT018
-            n, refreshed = p.before + 1, fired[:, b] & t.fires[:, b]
-            read = np.where(refreshed, np.where(t.full[:, b], n, t.renewed[:, b]), np.minimum(t.read[:, b], n))
-            p.loaded[own], p.refreshed[own] = read[own], refreshed[own]
-            p.scan[own] += (np.where(refreshed, n, 0) + 2 * t.extra[:, b])[own]
+            self._tallies[kind].add(ledger.sequences[b].trace.passes[-1], b, fired[:, b])
             if not self.method.lasting:  # what it holds, not what it will use
                 ledger.sequences[b].reading |= self._held(b)
 

@@ -34,19 +34,25 @@ def equal(s: Tensor) -> Tensor:
     return s * 0 + 3
 
 
-SHAPES: list[Callable[[Tensor], Tensor]] = [torch.Tensor.clone, flat, peaked, tied, equal]
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda f: f.__name__)
 @pytest.mark.parametrize(
-    ("heads", "count", "kernel", "sink", "leaving"),
-    [(4, 37, 7, 0, 12), (3, 130, 1, 4, 5), (1, 64, 5, 0, 64), (2, 9, 7, 20, 100), (7, 1, 3, 0, 1), (2, 310, 7, 1, 50)],
+    ("shape", "heads", "count", "kernel", "sink", "leaving"),
+    [
+        (torch.Tensor.clone, 4, 37, 7, 0, 12),
+        (torch.Tensor.clone, 3, 130, 1, 4, 5),
+        (flat, 2, 64, 7, 0, 9),
+        (peaked, 2, 64, 5, 0, 64),
+        (peaked, 7, 1, 3, 0, 1),
+        (tied, 2, 100, 7, 20, 30),
+        (equal, 2, 50, 7, 3, 7),
+        (equal, 1, 310, 3, 1, 50),
+    ],
+    ids=lambda x: getattr(x, "__name__", x),
 )
 def test_the_best_of_each_row(
     shape: Callable[[Tensor], Tensor], heads: int, count: int, kernel: int, sink: int, leaving: int
 ) -> None:
     """Lengths around a block, of fewer entries than are wanted, of one, of none; what lies beyond is NaN."""
-    lens = torch.tensor([321, 129, 130, 0, 1, 2, 311, 65])
+    lens = torch.tensor([321, 129, 130, 0, 1, 2])
     generator = torch.Generator().manual_seed(heads + count)
     score = torch.full((len(lens), heads, 333), torch.nan)
     lse = torch.full((len(lens), heads), torch.nan)
@@ -67,4 +73,4 @@ def test_its_order_is_the_same_every_time() -> None:
     lse, lens = score.logsumexp(-1), torch.tensor([300, 290], device=DEVICE)
     one, two = (select.best(score, lse, lens, 120, 7, 0, 8) for _ in range(2))
     assert torch.equal(one, two)
-    assert (one[0].unique().numel(), int(one.max())) == (120, max(one.flatten().tolist()))
+    assert [row.unique().numel() for row in one] == [120, 120]

@@ -1,4 +1,4 @@
-"""Whole rows with their logits, which stay as the kernel left them until something is asked of them (padded.Emitted)."""
+"""Whole rows with their logits, which stay as the kernel left them until somebody asks (padded.Emitted)."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,7 @@ from kvfoot.attention import padded
 from kvfoot.attention.state import State
 from kvfoot.attention.triton import common, decode, select
 from kvfoot.attention.triton.plan import Plan
+from kvfoot.attention.triton.scan import scan
 
 
 class Emitted(padded.Emitted):
@@ -32,8 +33,11 @@ def emitted(
     plan: Plan | None,
     values: bool,
 ) -> tuple[State, Emitted]:
-    """See padded.emitted."""
+    """See padded.emitted; without values `out` has no meaning."""
     width = table_RP.shape[1] * k_pages.shape[1]
+    if not values:
+        score, lse = scan(q_RHD, k_pages, table_RP, lens_R, scale, width, plan)
+        return State(q_RHD, lse), Emitted(score, lse, lens_R)
     score = common.scratch((*q_RHD.shape[:2], width), torch.float32, q_RHD.device)
     state = decode._run(q_RHD, k_pages, v_pages, table_RP, lens_R, scale, plan, None, score, None)
     return state, Emitted(score, state.lse, lens_R)

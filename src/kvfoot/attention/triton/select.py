@@ -1,10 +1,10 @@
 """The best entries of each row by emitted logits (naive_paged.best): what a refresh reads next, without a sort of rows.
 
-Weights order as their logarithms, log2 w = logit - lse, in which the best lie between 0 and a few dozens whatever the
-row's length. Two histograms over that axis, of steps of 1/32 and of 1/65536, leave a bracket of a few entries around the
-last one that is chosen and around the last one whose order matters; only those are compared with each other. Every
-kernel has several programs per row, each for its own stretch of entries; a row of length 0 costs nothing. The order of
-atomic additions changes no count, so nothing depends on it.
+Weights order as their logarithms, log2 w = logit - lse, which lie between 0 and minus a few dozens whatever the row's
+length. Two histograms over that axis, of steps of 1/32 and of 1/65536, leave a bracket from the last entry that is
+chosen to the last whose order matters, a few more than those that may leave; only they are compared with each other.
+Every kernel has several programs per row, each for its own stretch of entries; a row of length 0 costs nothing. The
+order of atomic additions changes no count, so nothing depends on it.
 """
 
 import torch
@@ -232,9 +232,7 @@ def rank_kernel(
             tl.store(out + row * count + wanted - 1 - rank, entry.to(tl.int64), mask=inside & (rank < wanted))
 
 
-def best(
-    score_RHm: Tensor, lse_RH: Tensor, lens_R: Tensor, count: int, kernel: int, sink: int, leaving: int
-) -> Tensor:
+def best(score_RHm: Tensor, lse_RH: Tensor, lens_R: Tensor, count: int, kernel: int, sink: int, leaving: int) -> Tensor:
     """Slots int64 [R, count] of the best of the first lens_R - 1 entries, by base-2 logits and natural lse.
 
     The `leaving` worst of them stand first, worst first; the others follow in an order that depends on nothing but the
@@ -269,6 +267,7 @@ def best(
         H,
         HALF=kernel // 2,
         LOG2E=common.LOG2E,
+        enable_fp_fusion=False,  # the sum that orders entries is the definition's, to the bit
         **shape,
     )
     narrow_kernel[grid](pooled, lens_R, hist, found, count, leaving, m, **shape)
