@@ -38,12 +38,26 @@ def paged(
     table_RP: page numbers, whatever past a row's own; lens_R on the device. With `width`, at least every length: the
     softmax weights too, fp32 [R, H, width], 0 beyond a row's entries. An empty row has out = 0, lse = -inf.
     """
-    state, s = _attended(q_RHD, k_pages, v_pages, table_RP, lens_R, scale, read)
-    if not width:
-        return state, None
-    m = s.shape[-1]
-    p = Emitted(s, state.lse, lens_R).weights()
-    return state, p[..., :width] if width <= m else torch.nn.functional.pad(p, (0, width - m))
+    if read is not None:
+        size = k_pages.shape[1]
+        table_RP = table_RP.long().gather(1, read // size) * size + read % size
+        k_pages, v_pages = (x.view(-1, 1, x.shape[2]) for x in (k_pages, v_pages))
+    R, P = table_RP.shape
+    size = k_pages.shape[1]
+    index = table_RP.reshape(-1).long()
+    absent = torch.arange(P * size, device=lens_R.device) >= lens_R[:, None]
+    # What lies past a row's end may be NaN.
+    k, v = (
+        x.index_select(0, index).view(R, P * size, -1).float().masked_fill(absent[..., None], 0)
+        for x in (k_pages, v_pages)
+    )
+    s_RHm = torch.bmm(q_RHD.float() * scale, k.mT).masked_fill(absent[:, None], -torch.inf)
+    lse = s_RHm.logsumexp(-1)
+    p = (s_RHm - lse.clamp(min=-1e30)[..., None]).exp()
+    weights = None
+    if width:
+        weights = p[..., :width] if width <= P * size else torch.nn.functional.pad(p, (0, width - P * size))
+    return State(torch.bmm(p, v), lse), weights
 
 
 class Emitted:
@@ -84,34 +98,8 @@ def emitted(
     values: bool = True,
 ) -> tuple[State, Emitted]:
     """As `paged`, and the logits of whole rows. values: whether `out` is wanted; it has no meaning else."""
-    state, s = _attended(q_RHD, k_pages, v_pages, table_RP, lens_R, scale, None)
-    return state, Emitted(s, state.lse, lens_R)
-
-
-def _attended(
-    q_RHD: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    table_RP: Tensor,
-    lens_R: Tensor,
-    scale: float,
-    read: Tensor | None,
-) -> tuple[State, Tensor]:
-    """The result and the logits, fp32 [R, H, m], -inf behind a row's end."""
-    if read is not None:
-        size = k_pages.shape[1]
-        table_RP = table_RP.long().gather(1, read // size) * size + read % size
-        k_pages, v_pages = (x.view(-1, 1, x.shape[2]) for x in (k_pages, v_pages))
-    R, P = table_RP.shape
-    size = k_pages.shape[1]
-    index = table_RP.reshape(-1).long()
-    absent = torch.arange(P * size, device=lens_R.device) >= lens_R[:, None]
-    # What lies past a row's end may be NaN.
-    k, v = (
-        x.index_select(0, index).view(R, P * size, -1).float().masked_fill(absent[..., None], 0)
-        for x in (k_pages, v_pages)
-    )
-    s_RHm = torch.bmm(q_RHD.float() * scale, k.mT).masked_fill(absent[:, None], -torch.inf)
-    lse = s_RHm.logsumexp(-1)
-    p = (s_RHm - lse.clamp(min=-1e30)[..., None]).exp()
-    return State(torch.bmm(p, v), lse), s_RHm
+    state, _ = paged(q_RHD, k_pages, v_pages, table_RP, lens_R, scale)
+    k_RmD = k_pages[table_RP.long()].flatten(1, 2).float()
+    absent = torch.arange(k_RmD.shape[1], device=lens_R.device) >= lens_R[:, None]
+    s_RHm = torch.bmm(q_RHD.float() * scale, k_RmD.masked_fill(absent[..., None], 0).mT)
+    return state, Emitted(s_RHm, state.lse, lens_R)

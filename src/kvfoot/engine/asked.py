@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kvfoot.attention.rings import Rings
+from kvfoot.cache.pool import Pool
 from kvfoot.core.reading import Held
 
 Rows = slice | Tensor
@@ -18,11 +19,11 @@ def take(x: Tensor, rows: Rows) -> Tensor:
 
 
 class Step:
-    """What a layer's rows have in a step, all of them: q [R, H, D], key and value [R, D], newest int64 [R, 1]."""
+    """What a layer's rows have in a step, all of them: q [R, H, D], newest int64 [R, 1]."""
 
-    def __init__(self, layer: int, q: Tensor, key: Tensor, value: Tensor, newest: Tensor, entries: int):
-        """entries: the most of a row."""
-        self.layer, self.q, self.key, self.value, self.newest, self.entries = layer, q, key, value, newest, entries
+    def __init__(self, layer: int, q: Tensor, newest: Tensor, slots: Tensor, pool: Pool, entries: int):
+        """slots: int64 [R] of the arena, where the newest entries lie. entries: the most of a row."""
+        self.layer, self.q, self.newest, self.slots, self.pool, self.entries = layer, q, newest, slots, pool, entries
 
 
 class Asked:
@@ -44,15 +45,18 @@ class Asked:
 
     @cached_property
     def key(self) -> Tensor:
-        return take(self._all.key, self._rows)
+        return self._stored(self._all.pool.k)
 
     @cached_property
     def value(self) -> Tensor:
-        return take(self._all.value, self._rows)
+        return self._stored(self._all.pool.v)
 
     @cached_property
     def newest(self) -> Tensor:
         return take(self._all.newest, self._rows)
+
+    def _stored(self, plane: Tensor) -> Tensor:
+        return plane.view(-1, plane.shape[2]).index_select(0, take(self._all.slots, self._rows))
 
     @property
     def _entry(self) -> Tensor:

@@ -117,14 +117,15 @@ class Lists:
         if self.rings is not None:
             self.backend.push(self.rings, lens, self.buffers.words["slots"])
 
-    def attend(self, layer: int, kind: str, q: Tensor, key: Tensor, value: Tensor, scale: float, plan: Any) -> State:
-        """q [R, H, D], key and value [R, D] of the new tokens, stored already. The states move on by a step.
+    def attend(self, layer: int, kind: str, q: Tensor, scale: float, plan: Any) -> State:
+        """q [R, H, D] of the new tokens, whose entries are stored already. The states move on by a step.
 
         plan: of whole rows.
         """
         b, pool = self.buffers, self.cache.pool
         table, lens = b.tables[layer], b.words["lens"][layer]
-        step = Step(layer, q, key, value, self._newest[layer, :, None], table.shape[1] * pool.page_size)
+        newest, slots = self._newest[layer, :, None], b.words["slots"][layer]
+        step = Step(layer, q, newest, slots, pool, table.shape[1] * pool.page_size)
         asked = [(g, *self._ask(g, kind, step)) for g in self.groups if g.layer == layer]
         reads = [(group, chosen) for group, _, _, chosen in asked]
         fires = self._fires(reads, self._live[layer])

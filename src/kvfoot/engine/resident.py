@@ -189,7 +189,7 @@ class Resident:
         scope = self.scopes[layer]
         weights = None
         if self.lists is not None and not windowed:
-            state = self.lists.attend(layer, self.kind, q, k, v, call.scale, plan)
+            state = self.lists.attend(layer, self.kind, q, call.scale, plan)
         else:
             width = len(scope.entry) if scope is not None and self.method.needs & SCORED else 0
             state, weights = self.backend.paged(
