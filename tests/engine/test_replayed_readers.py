@@ -71,7 +71,8 @@ class Alone(Reader):
         if query.n <= query.size + 1:
             return state, Read(None)
         slots = torch.cat([state.slots, query.newest], 1)
-        return replace(state, turn=state.turn + 1), Read(slots, state.turn % 3 == 0)
+        sign = (query.key[0, 0] > query.value[0, 0]).long()
+        return replace(state, turn=state.turn + 1), Read(slots, (state.turn + sign) % 3 == 0)
 
     def refresh(self, state: Turn, query: Query) -> tuple[Turn, Tensor]:
         scores, _ = query.earlier(query.scores())
@@ -86,8 +87,8 @@ def test_a_reader_that_knows_of_one_sequence() -> None:
     """Asked sequence by sequence, each with its own clock."""
     found = same(tiny.llama(), Alone(), budget=9, lengths=(61, 30, 47))
     fired = [tuple(bool(p.refreshed.all()) for p in s.trace.passes if p.refreshed is not None) for s in found.sequences]
-    assert fired[0] == fired[2] != fired[1]
-    assert [sum(own) for own in fired] == [4, 5, 4]
+    assert len(set(fired)) == 3
+    assert all(0 < sum(own) < len(own) for own in fired)
 
 
 @dataclass(frozen=True)

@@ -124,8 +124,8 @@ class Lists:
         """
         b, pool = self.buffers, self.cache.pool
         table, lens = b.tables[layer], b.words["lens"][layer]
-        newest, slots = self._newest[layer, :, None], b.words["slots"][layer]
-        step = Step(layer, q, newest, slots, pool, table.shape[1] * pool.page_size)
+        newest, stored = self._newest[layer, :, None], b.words["slots"][layer]
+        step = Step(layer, q, newest, stored, pool, table.shape[1] * pool.page_size)
         asked = [(g, *self._ask(g, kind, step)) for g in self.groups if g.layer == layer]
         reads = [(group, chosen) for group, _, _, chosen in asked]
         fires = self._fires(reads, self._live[layer])
