@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(eq=False)
 class Rings:
-    """entry, slot: int32 [L, R, W]; at, width: int32 [L, R]."""
+    """entry, slot: int32 [L, R, W], W a multiple of 16, so that rows are aligned; at, width: int32 [L, R]."""
 
     entry: Tensor
     slot: Tensor
@@ -23,7 +23,7 @@ class Rings:
 
     @staticmethod
     def empty(layers: int, rows: int, widest: int, device: torch.device) -> "Rings":
-        room = torch.zeros(2, layers, rows, widest, dtype=torch.int32, device=device)
+        room = torch.zeros(2, layers, rows, -(-widest // 16) * 16, dtype=torch.int32, device=device)
         words = torch.zeros(2, layers, rows, dtype=torch.int32, device=device)
         return Rings(room[0], room[1], words[0], words[1])
 
