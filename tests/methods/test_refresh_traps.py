@@ -58,6 +58,9 @@ class Asked:
     def best(self, *_: Any) -> None:
         return None
 
+    def vote(self, *_: Any) -> None:
+        return None
+
     def push(self, queue: Tensor) -> tuple[Tensor, Tensor]:
         read = torch.cat([queue, self.newest], 1)
         return read, read[:, 1:]

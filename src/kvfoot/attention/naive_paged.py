@@ -174,3 +174,18 @@ def best(
         order = sorted(range(m), key=lambda j: (pooled[j], own[j], j))[max(0, m - count) :]
         found.append((order[:leaving], sorted(order[leaving:])))
     return found
+
+
+def vote(
+    logits_RHm: Tensor, lens_R: Tensor, sequences: int, first: int, last: int, count: int
+) -> list[tuple[list[int], Tensor]]:
+    """Per sequence: of entries [first, n - last), those that its heads vote for most, ascending, and all votes.
+
+    A head's vote is its softmax over these entries. Base-2 logits.
+    """
+    found = []
+    for s, n in zip(logits_RHm.unflatten(0, (sequences, -1)), lens_R.view(sequences, -1)[:, 0].tolist(), strict=True):
+        votes = (s[..., first : max(n - last, first)] * 0.6931471805599453).softmax(-1).sum((0, 1))
+        best = votes.argsort(stable=True)[max(0, len(votes) - count) :]
+        found.append((sorted((best + first).tolist()), votes))
+    return found

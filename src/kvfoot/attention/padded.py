@@ -82,7 +82,10 @@ class Emitted:
         return (self.logits() - self._lse.clamp(min=-1e30)[..., None]).exp()
 
     def best(self, count: int, kernel: int, group: str, sink: int, leaving: int | None) -> Tensor | None:
-        """See core.reading.Query."""
+        """See core.reading.Query; so for `vote`."""
+        return None
+
+    def vote(self, sequences: int, first: int, last: int, count: int) -> Tensor | None:
         return None
 
 

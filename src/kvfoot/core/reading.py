@@ -83,6 +83,12 @@ class Query(Protocol):
         """
         ...
 
+    def vote(self, first: int, last: int, count: int) -> Tensor | None:
+        """int64 [sequences, count], by a kernel or None: of entries [first, n - last) those that all heads of a
+        sequence vote for most, in any order. A head's votes are its softmax over these entries.
+        """
+        ...
+
     def push(self, queue: Tensor) -> tuple[Tensor, Tensor]:
         """A queue of slots (`Reader.queue`) with the query's own at its end, to be read; and, once its first have gone
         so that it is no longer than `size` or than it was, to be kept.

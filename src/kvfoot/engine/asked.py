@@ -71,6 +71,9 @@ class Asked:
     def best(self, count: int, kernel: int, group: str, sink: int, leaving: int | None) -> Tensor | None:
         return self._emitted().best(count, kernel, group, sink, leaving)
 
+    def vote(self, first: int, last: int, count: int) -> Tensor | None:
+        return self._emitted().vote(self.sequences, first, last, count)
+
     def _emitted(self) -> Any:
         if self.emitted is None:
             raise TypeError("in a replayed step a reader asks for logits and scores in `refresh`, or `phase` says None")

@@ -70,6 +70,9 @@ class Asked:
     def best(self, count: int, kernel: int, group: str, sink: int, leaving: int | None) -> Tensor | None:
         return None
 
+    def vote(self, first: int, last: int, count: int) -> Tensor | None:
+        return None
+
     def push(self, queue: Tensor) -> tuple[Tensor, Tensor]:
         read = torch.cat([queue, self.newest], 1)
         return read, read[:, -max(self.size, queue.shape[1]) :]

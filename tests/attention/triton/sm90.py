@@ -39,6 +39,7 @@ from kvfoot.attention.triton import (
     scan,
     select,
     stream_prefill,
+    vote,
     weights,
     window_scores,
 )
@@ -72,6 +73,8 @@ KERNELS: dict[str, ModuleType] = {
     "count_kernel": select,
     "scatter_kernel": select,
     "rank_kernel": select,
+    "mass_kernel": vote,
+    "vote_kernel": vote,
     "push_kernel": rings,
     "refill_kernel": rings,
     "chunk_prefill_kernel": chunk_prefill,
@@ -169,6 +172,7 @@ def build(ops: list[str], head_size: int, group: int, page_size: int, dtype: tor
             for values in (True, False):
                 _, found = emitted.emitted(one, k, k, table, lens.long(), 0.1, None, values)
                 chosen = found.best(512, 7, "max", 0, 64)
+                found.vote(1, 128, 512, 2048)
             ring = made_rings.Rings.empty(2, rows, 513, chosen.device)
             rings.push(ring, meta(2, rows, kind=torch.int64), meta(2, rows, kind=torch.int64))
             fired, own = meta(rows, kind=torch.bool), meta(rows, kind=torch.int64)

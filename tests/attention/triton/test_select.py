@@ -8,7 +8,7 @@ from paged import DEVICE
 from torch import Tensor
 
 from kvfoot.attention import naive_paged
-from kvfoot.attention.triton import select
+from kvfoot.attention.triton import select, vote
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +74,28 @@ def test_its_order_is_the_same_every_time() -> None:
     one, two = (select.best(score, lse, lens, 120, 7, 0, 8) for _ in range(2))
     assert torch.equal(one, two)
     assert [row.unique().numel() for row in one] == [120, 120]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "rows", "heads", "first", "last", "count", "spread"),
+    [(3, 2, 3, 4, 9, 40, 2.0), (2, 1, 7, 0, 1, 1, 2.0), (1, 4, 2, 20, 130, 60, 25.0)],
+)
+def test_what_all_heads_vote_for(
+    sequences: int, rows: int, heads: int, first: int, last: int, count: int, spread: float
+) -> None:
+    """A sequence that does not fire, contested entries around a block; what lies beyond is NaN."""
+    lens = torch.tensor([300, 0, 142][:sequences]).repeat_interleave(rows)
+    generator = torch.Generator().manual_seed(heads)
+    score = torch.full((len(lens), heads, 333), torch.nan)
+    for r, n in enumerate(lens.tolist()):
+        score[r, :, :n] = spread * torch.randn(heads, n, generator=generator)
+    lse = (score / 1.4426950408889634).nan_to_num(-torch.inf).logsumexp(-1)
+    given = [x.to(DEVICE) for x in (score, lse, lens)]
+    found = vote.vote(*given, sequences, first, last, count).cpu()
+    expected = naive_paged.vote(score, lens, sequences, first, last, count)
+    assert found.shape == (sequences, count)
+    for row, n, (best, votes) in zip(found.tolist(), lens[::rows].tolist(), expected, strict=True):
+        if n:
+            near = votes.sort().values[[-count, -count - 1]]
+            assert float(near[0] / near[1]) > 1 + 1e-5, "a margin, or the test says nothing"
+            assert sorted(row) == best

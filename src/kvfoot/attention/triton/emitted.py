@@ -8,6 +8,7 @@ from kvfoot.attention.state import State
 from kvfoot.attention.triton import common, decode, select
 from kvfoot.attention.triton.plan import Plan
 from kvfoot.attention.triton.scan import scan
+from kvfoot.attention.triton.vote import vote
 
 
 class Emitted(padded.Emitted):
@@ -21,6 +22,9 @@ class Emitted(padded.Emitted):
         if group != "max" or leaving is None:
             return None
         return select.best(self._logits, self._lse, self._lens, count, kernel, sink, leaving)
+
+    def vote(self, sequences: int, first: int, last: int, count: int) -> Tensor | None:
+        return vote(self._logits, self._lse, self._lens, sequences, first, last, count)
 
 
 def emitted(

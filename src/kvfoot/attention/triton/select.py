@@ -240,20 +240,10 @@ def best(score_RHm: Tensor, lse_RH: Tensor, lens_R: Tensor, count: int, kernel: 
     """
     R, H, m = score_RHm.shape
     device = score_RHm.device
-    chunks = triton.cdiv(m, BLOCK)
     pooled = common.scratch((R, m), torch.float32, device)
     raw = common.scratch((R, m), torch.float32, device)
     hist = torch.zeros(R, 3, BINS, dtype=torch.int32, device=device)
-    found = common.scratch((R, 4), torch.int32, device)
-    edges = common.scratch((R, 2), torch.int32, device)
-    counts = common.scratch((R, chunks, 2), torch.int32, device)
-    left = common.scratch((R, 2), torch.int32, device)
-    left_pooled = common.scratch((R, m), torch.float32, device)
-    left_raw = common.scratch((R, m), torch.float32, device)
-    left_entry = common.scratch((R, m), torch.int32, device)
-    out = common.scratch((R, count), torch.int64, device)
-    grid, shape = (R, chunks), {"BINS": BINS, "BN": BLOCK, "num_warps": 8}
-    keys_kernel[grid](
+    keys_kernel[(R, triton.cdiv(m, BLOCK))](
         score_RHm,
         lse_RH,
         lens_R,
@@ -267,9 +257,30 @@ def best(score_RHm: Tensor, lse_RH: Tensor, lens_R: Tensor, count: int, kernel: 
         H,
         HALF=kernel // 2,
         LOG2E=common.LOG2E,
+        BINS=BINS,
+        BN=BLOCK,
+        num_warps=8,
         enable_fp_fusion=False,  # the sum that orders entries is the definition's, to the bit
-        **shape,
     )
+    return ranked(pooled, raw, lens_R, hist, count, leaving)
+
+
+def ranked(pooled: Tensor, raw: Tensor, lens_R: Tensor, hist: Tensor, count: int, leaving: int) -> Tensor:
+    """The same of log2 weights fp32 [R, m], pooled and not, of which the first lens_R - 1 are meant.
+
+    hist int32 [R, 3, BINS]: how many of them lie in each bin, and zeros.
+    """
+    (R, m), device = pooled.shape, pooled.device
+    chunks = triton.cdiv(m, BLOCK)
+    found = common.scratch((R, 4), torch.int32, device)
+    edges = common.scratch((R, 2), torch.int32, device)
+    counts = common.scratch((R, chunks, 2), torch.int32, device)
+    left = common.scratch((R, 2), torch.int32, device)
+    left_pooled = common.scratch((R, m), torch.float32, device)
+    left_raw = common.scratch((R, m), torch.float32, device)
+    left_entry = common.scratch((R, m), torch.int32, device)
+    out = common.scratch((R, count), torch.int64, device)
+    grid, shape = (R, chunks), {"BINS": BINS, "BN": BLOCK, "num_warps": 8}
     narrow_kernel[grid](pooled, lens_R, hist, found, count, leaving, m, **shape)
     count_kernel[grid](pooled, lens_R, hist, found, edges, counts, count, leaving, m, chunks, **shape)
     left_of = (left, left_pooled, left_raw, left_entry)

@@ -15,8 +15,8 @@ from kvfoot.core.registry import register
 
 @dataclass(frozen=True)
 class Selected:
-    """slots: int64 [R, k], ascending, the same in all rows of a sequence; q: fp32 [B, w], all heads of the query that
-    chose them, of each of B sequences.
+    """slots: int64 [R, k], the same in all rows of a sequence, ascending where torch has chosen them; q: fp32 [B, w],
+    all heads of the query that chose them, of each of B sequences.
     """
 
     slots: Tensor
@@ -79,13 +79,18 @@ class TokenSelect(Reader):
 
     def refresh(self, state: Selected | None, query: Query) -> tuple[Selected, Tensor]:
         count = query.size - self.sink - self.window
+        chosen = query.vote(self.sink, self.window, count)
+        if chosen is None:
+            chosen = self._voted(query, count)
+        slots = chosen.repeat_interleave(len(query.q) // query.sequences, 0)
+        return Selected(slots, flat(query)), self._around(slots, query)
+
+    def _voted(self, query: Query, count: int) -> Tensor:
         p, first, there = query.contested(self.sink, self.window)
         votes = p.unflatten(0, (query.sequences, -1)).sum((1, 2))
         if there is not None:
             votes = votes.masked_fill(~there.unflatten(0, (query.sequences, -1))[:, 0], -1)
-        chosen = votes.topk(min(count, votes.shape[1]), sorted=False).indices.sort().values + first
-        slots = chosen.repeat_interleave(len(query.q) // query.sequences, 0)
-        return Selected(slots, flat(query)), self._around(slots, query)
+        return votes.topk(min(count, votes.shape[1]), sorted=False).indices.sort().values + first
 
     def _around(self, slots: Tensor, query: Query) -> Tensor:
         rows, device = len(slots), slots.device
