@@ -58,7 +58,7 @@ class Backend(Protocol):
         plan: Any = None,
         values: bool = True,
     ) -> tuple[State, Any]:
-        """What comes beside the state: see padded.Emitted."""
+        """What comes beside the state: see emitted.Emitted."""
 
     def push(self, rings: Rings, lens_LR: Tensor, slots_LR: Tensor) -> None: ...
 

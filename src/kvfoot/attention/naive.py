@@ -8,7 +8,9 @@ Where `visible`, bool [R or 1, n, m], is given, it alone says which entries a qu
 import torch
 from torch import Tensor
 
-from kvfoot.attention.padded import emitted, paged, planned, push, refill
+from kvfoot.attention.emitted import emitted
+from kvfoot.attention.padded import paged, planned
+from kvfoot.attention.rings import push, refill
 from kvfoot.attention.state import Ragged, State
 
 __all__ = [

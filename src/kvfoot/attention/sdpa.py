@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvfoot.attention.padded import emitted, paged, planned, push, refill
+from kvfoot.attention.emitted import emitted
+from kvfoot.attention.padded import paged, planned
+from kvfoot.attention.rings import push, refill
 from kvfoot.attention.state import Ragged, State, merge
 from kvfoot.core.errors import UsageError
 

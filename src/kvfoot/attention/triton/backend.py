@@ -90,7 +90,7 @@ def emitted(
     plan: Plan | None = None,
     values: bool = True,
 ) -> tuple[State, Emitted]:
-    """See padded.emitted."""
+    """See emitted.emitted."""
     return refreshing.emitted(q_RHD, k_pages, v_pages, table_RP, lens_R, scale, plan, values)
 
 
