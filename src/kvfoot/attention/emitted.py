@@ -1,4 +1,4 @@
-"""Whole rows attended to, and their logits: what a reader asks of a refresh. Shapes follow from the tables (padded.py)."""
+"""Whole rows attended to, and their logits: what a refresh chooses by. Shapes are the tables' (padded.py)."""
 
 from typing import Any
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from paged import DEVICE, close, make
 
-from kvfoot.attention import naive_paged, padded
+from kvfoot.attention import emitted as plain_way
+from kvfoot.attention import naive_paged
 from kvfoot.attention.triton.decode import planned
 from kvfoot.attention.triton.emitted import emitted
 
@@ -22,11 +23,11 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
     ],
 )
 def test_logits_and_weights(D: int, G: int, page: int, dtype: torch.dtype, lens: list[int], values: bool) -> None:
-    """As padded.emitted has them; behind a row's end the kernel leaves what was there."""
+    """As attention/emitted.py has them; behind a row's end the kernel leaves what was there."""
     x = make(lens, D, G, page, dtype)
     given = (x.q[:, :, 0], x.k, x.v, x.table, x.lens, x.scale)
     state, found = emitted(*given, planned(x.lens[None], D, dtype), values)
-    plain, expected = padded.emitted(*given, values=values)
+    plain, expected = plain_way.emitted(*given, values=values)
     assert close(state.lse, plain.lse, FP32)
     if values:
         assert close(state.out, plain.out, dtype)

@@ -7,7 +7,7 @@ import torch
 from paged import DEVICE
 from torch import Tensor
 
-from kvfoot.attention import naive_paged
+from kvfoot.attention import naive_choice
 from kvfoot.attention.triton import select, vote
 
 
@@ -61,7 +61,7 @@ def test_the_best_of_each_row(
             score[r, :, :n] = shape(3 * torch.randn(heads, n, generator=generator))
             lse[r] = (score[r, :, :n] / 1.4426950408889634).logsumexp(-1)
     found = select.best(score.to(DEVICE), lse.to(DEVICE), lens.to(DEVICE), count, kernel, sink, leaving).cpu()
-    expected = naive_paged.best(score, lse, lens, count, kernel, sink, leaving)
+    expected = naive_choice.best(score, lse, lens, count, kernel, sink, leaving)
     for row, (worst, others) in zip(found.tolist(), expected, strict=True):
         assert row[: len(worst)] == worst
         assert sorted(row[len(worst) : len(worst) + len(others)]) == others
@@ -92,7 +92,7 @@ def test_what_all_heads_vote_for(
     lse = (score / 1.4426950408889634).nan_to_num(-torch.inf).logsumexp(-1)
     given = [x.to(DEVICE) for x in (score, lse, lens)]
     found = vote.vote(*given, sequences, first, last, count).cpu()
-    expected = naive_paged.vote(score, lens, sequences, first, last, count)
+    expected = naive_choice.vote(score, lens, sequences, first, last, count)
     assert found.shape == (sequences, count)
     for row, n, (best, votes) in zip(found.tolist(), lens[::rows].tolist(), expected, strict=True):
         if n:

@@ -1,9 +1,9 @@
-"""Whole rows with their logits, which stay as the kernel left them until somebody asks (padded.Emitted)."""
+"""Whole rows with their logits, which stay as the kernel left them until somebody asks (attention/emitted.py)."""
 
 import torch
 from torch import Tensor
 
-from kvfoot.attention import padded
+from kvfoot.attention import emitted as plain
 from kvfoot.attention.state import State
 from kvfoot.attention.triton import common, decode, select
 from kvfoot.attention.triton.plan import Plan
@@ -11,7 +11,7 @@ from kvfoot.attention.triton.scan import scan
 from kvfoot.attention.triton.vote import vote
 
 
-class Emitted(padded.Emitted):
+class Emitted(plain.Emitted):
     """Base-2 logits; their lse is a natural logarithm."""
 
     def logits(self) -> Tensor:
@@ -37,7 +37,7 @@ def emitted(
     plan: Plan | None,
     values: bool,
 ) -> tuple[State, Emitted]:
-    """See padded.emitted; without values `out` has no meaning."""
+    """See attention/emitted.py; without values `out` has no meaning."""
     width = table_RP.shape[1] * k_pages.shape[1]
     if not values:
         score, lse = scan(q_RHD, k_pages, table_RP, lens_R, scale, width, plan)
