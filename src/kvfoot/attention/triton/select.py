@@ -1,4 +1,4 @@
-"""The best entries of each row by emitted logits (naive_choice.best): what a refresh reads next, without a sort of rows.
+"""The best entries of each row by emitted logits (naive_choice.best): what a refresh reads next, without sorting rows.
 
 Weights order as their logarithms, log2 w = logit - lse, which lie between 0 and minus a few dozens whatever the row's
 length. Two histograms over that axis, of steps of 1/32 and of 1/65536, leave a bracket from the last entry that is

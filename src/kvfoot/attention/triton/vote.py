@@ -1,4 +1,4 @@
-"""What all heads of a sequence vote for, by emitted logits (naive_choice.vote): TokenSelect's choice, without its sorts.
+"""What all heads of a sequence vote for, by emitted logits (naive_choice.vote): TokenSelect's choice without its sorts.
 
 A head's vote is its softmax over the contested entries alone. One kernel sums each head's weights there, stretch by
 stretch; the next divides, adds up over heads, and goes on as select.py does.
