@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ def cases(s: Scale) -> list[Case]:
         step("keep12-128k", 128, snapkv),
         step("full-32k-b8", 32, full, batch=8, seconds=30),
         step("full-8k", 8, full, beside=True),
+        step("fused-8k", 8, *(replace(full, fuse=n) for n in (0, 1, 2, 3)), seconds=19),
         Case("prefill-128k", "prefill", Reading((full, heads, snapkv), 128 * s.k, 1, 16 * s.k), 75),
         Case("capacity-128k", "capacity", Filling((snapkv, full), 128 * s.k, 12, 3, s.warm, s.kv_memory), 60),
         step("refreshkv-128k", 128, full, fused, beside=True, seconds=40),

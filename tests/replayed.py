@@ -49,11 +49,12 @@ def decode(
     stop: frozenset[int] = frozenset(),
     record: Any = Tape,
     backend: str | None = None,
+    fuse: Any = None,
     **mode: Any,
 ) -> Done:
-    """record: what replays are recorded with, `Tape` on the CPU and True (CUDA graphs) on a GPU."""
+    """record: what replays are recorded with, `Tape` on the CPU and True (CUDA graphs) on a GPU. fuse: the engine's."""
     Tape.made.clear()
-    engine = tiny.Strict(model, page_size=page_size, backend=backend, graph=record if replayed else False)
+    engine = tiny.Strict(model, page_size=page_size, backend=backend, graph=record if replayed else False, fuse=fuse)
     chosen, sampling = engine.method(name, options), sampling or Sampling()
     prompts = [tiny.tokens(n, n) for n in lengths]
     plans = [engine.plan(chosen, Budget.of(**mode), n, 20, new) for n in lengths]

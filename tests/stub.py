@@ -35,6 +35,10 @@ class Zeros:
         return State(torch.zeros_like(q_RHD), torch.zeros(q_RHD.shape[:2]))
 
     @staticmethod
+    def piecewise(q_GHnD: Tensor, k_GnD: Tensor) -> bool:
+        return False
+
+    @staticmethod
     def window_scores(q_RHwD: Tensor, k_RmD: Tensor, scale: float) -> Tensor:
         return torch.zeros(*q_RHwD.shape[:2], k_RmD.shape[1])
 

@@ -7,11 +7,14 @@ import pytest
 
 from families import build
 from kvfoot import Engine
+from kvfoot.attention import naive_layer
 from kvfoot.bench.sides import Ours
 from kvfoot.bench.synthetic import shortened
 from kvfoot.bench.variant import Variant, admitted, kept
 from kvfoot.core.errors import PoolExhausted, UsageError
 from kvfoot.engine.runner import peak_pages
+from kvfoot.models.fusion import Fuse
+from tape import Rerun
 
 VARIANTS = [
     Variant(chunk=32),
@@ -48,6 +51,20 @@ def test_as_after_a_prompt_that_was_read(variant: Variant, kind: str) -> None:
     assert real.sequences[0].rows.seen == made.sequences[0].rows.seen == PROMPT + LATER
     if variant.method not in ("refreshkv", "quest"):
         assert real.kv_bytes() == made.kv_bytes()
+
+
+def test_a_side_without_fusion_beside_one_with_it() -> None:
+    SMALL = {"norm": 7, "mlp": 3, "rope": 3}
+    engine = Engine(build("llama"), graph=Rerun, fuse=Fuse(naive_layer))
+    sides = [Ours(engine, Variant(fuse=level), PROMPT, 1, LATER, False) for level in (None, 0, 3)]
+    assert [side.name for side in sides] == ["full", "full fuse=0", "full fuse=3"]
+    assert [side.facts()["fused"] for side in sides] == [SMALL, {}, {**SMALL, "product": 3 * 7}]
+    for side in sides:
+        side.decode(LATER - 1)
+        assert side.runner.graphs is not None
+        assert side.runner.graphs.steps == LATER
+    assert len({tuple(side.sequences[0].generated) for side in sides}) == 1
+    assert Ours(Engine(build("llama")), Variant(), PROMPT, 1, LATER, True).facts()["fused"] == {}
 
 
 def test_keys_and_values_are_random_and_positions_spread() -> None:

@@ -34,6 +34,7 @@ class Thin:
     window_scores = staticmethod(sdpa.window_scores)
     column_scores = staticmethod(sdpa.column_scores)
     decode = staticmethod(sdpa.decode)
+    piecewise = staticmethod(sdpa.piecewise)
 
     @staticmethod
     def attend(

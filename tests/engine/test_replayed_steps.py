@@ -11,9 +11,10 @@ import torch
 
 import tiny
 from families import DECIDED, SHAPES, build
+from kvfoot.cache.kv import KVCache
 from kvfoot.core.budget import Budget
 from kvfoot.core.errors import NotFinite, PoolExhausted, UsageError
-from kvfoot.core.hooks import Keep, Seen
+from kvfoot.core.hooks import Keep, Method, Seen, declared
 from kvfoot.core.reading import Reader
 from kvfoot.core.registry import method as find_method
 from kvfoot.core.registry import methods
@@ -21,6 +22,7 @@ from kvfoot.engine.clock import Clock
 from kvfoot.engine.graph import bucket
 from kvfoot.engine.graphable import why_eager, why_not_here
 from kvfoot.engine.sampler import Sampling
+from kvfoot.engine.sequence import Sequence
 from kvfoot.methods.evict.streaming import Streaming
 from lawtable import OPTIONS, label
 from replayed import ALL, EAGER, NEW, decode, graphable, same
@@ -71,7 +73,7 @@ def test_a_reader_that_reads_everything_is_launched_until_its_lists_are_full() -
 
 @pytest.mark.parametrize("kind", [kind for kind in SHAPES if kind != "gpt_oss"])
 def test_every_family(kind: str) -> None:
-    """Rings of windows, layers without RoPE, q and k norms: prompts shorter than, at and beyond a window."""
+    """Oldest of windows, layers without RoPE, q and k norms: prompts shorter than, at and beyond a window."""
     model = build(kind)
     same(model, "full", lengths=(61, 5, 23, 24, 25))
     if kind in DECIDED:
@@ -109,6 +111,87 @@ def test_sampling_is_the_same_inside_a_step() -> None:
         alone = decode(tiny.llama(), "full", lengths=(61,), sampling=sampling)
         assert alone.tokens[0] == found.tokens[0], "the batch does not decide what is drawn"
         assert len(set(found.tokens[0])) > 5
+
+
+# Which entry goes
+
+
+def asked(cls: type[Method]) -> type[Method]:
+    """The same method with a `priority` of its own, so that the engine cannot know what it does."""
+
+    def priority(self: Method, seen: Seen) -> torch.Tensor:
+        return cls.priority(self, seen)
+
+    return type(cls.__name__, (cls,), {"priority": priority})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("streaming", {"sink": 2}),
+        ("streaming", {"sink": 0}),
+        ("h2o", {}),
+        ("h2o", {"group": "max", "recent": 0.25}),
+        ("tova", {}),
+        ("heads", {"roles": "10/01", "sink": 2, "window": 9}),
+        ("heads", {"roles": "streaming", "sink": 9, "window": 0}),
+    ],
+    ids=label,
+)
+def test_a_declared_ranking_is_what_asking_gives(name: str, options: dict[str, Any]) -> None:
+    """The host's arithmetic, and mass that is added up without the method, against `observe` and `priority`."""
+    mode = {} if name == "heads" else {"budget": 24}
+    own = asked(methods()[name])(**options)
+    assert declared(find_method(name, options)) is not None
+    assert declared(own) is None
+    fast = decode(tiny.llama(), name, options, lengths=(61, 20, 47), new=40, **mode)
+    slow = decode(tiny.llama(), own, lengths=(61, 20, 47), new=40, **mode)
+    assert fast.steps == slow.steps == 39
+    assert fast.tokens == slow.tokens
+    assert fast.kept == slow.kept
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize(
+    ("name", "options"), [("streaming", {"sink": 3}), ("heads", {"roles": "10/01", "sink": 2, "window": 9})]
+)
+def test_rows_in_another_order_are_looked_at_once(name: str, options: dict[str, Any], shuffled: bool) -> None:
+    """Given back and taken again: rings that have turned, growing rows behind them, and slots in any order."""
+    runs = []
+    for graph in (Tape, False):
+        engine, chosen = tiny.Strict(tiny.llama(), page_size=4, graph=graph), find_method(name, options)
+        plans = [
+            engine.plan(chosen, Budget.of(budget=24 if name == "streaming" else None), n, 20, 60) for n in (61, 19)
+        ]
+        runner = engine.runner(plans, 60)
+        some = [runner.open(tiny.tokens(n, n), chosen, p, Sampling(), 0) for n, p in zip((61, 19), plans, strict=True)]
+        logits = [runner.prefill(s) for s in some]
+        if shuffled:
+            for s in some:
+                shuffle(runner.cache, s)
+        for until in (4, 9, 30):
+            runner.decode(some, logits, until, Sampling(), Clock())
+            logits = [runner.feed(s, [until], None) for s in some]  # launched: a ring turns by one
+            for s in some:
+                s.done = False
+        runs.append(([s.generated for s in some], [tiny.kept(runner, s) for s in some]))
+        assert (runner.graphs.steps if runner.graphs else 0) == (29 - 2 if graph else 0)
+        runner.cache.check()
+    assert runs[0] == runs[1]
+
+
+@torch.inference_mode()
+def shuffle(cache: KVCache, s: Sequence) -> None:
+    """The entries of all rows of a sequence to other slots of theirs."""
+    for layer, pages in enumerate(s.rows.pages):
+        for head, ids in enumerate(pages):
+            n, size = int(s.rows.lens[layer, head]), cache.pool.page_size
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(n + head))
+            slots = torch.from_numpy(ids).repeat_interleave(size)[:n] * size + torch.arange(n) % size
+            for plane in (cache.pool.k, cache.pool.v, *cache.pool.planes.values()):
+                flat = plane.view(-1, plane.shape[2])
+                flat[slots] = flat[slots[order]].clone()
+        s.rows.ordered[layer] = False
 
 
 # What feeds a step

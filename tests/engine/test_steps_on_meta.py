@@ -9,10 +9,12 @@ from torch import Tensor
 
 import tiny
 from families import build
+from kvfoot.attention import naive_layer
 from kvfoot.core.budget import Budget
 from kvfoot.engine.resident import Resident
 from kvfoot.engine.sampler import Sampling
 from kvfoot.models.bridge import attach
+from kvfoot.models.fusion import Fuse, Fusion
 from lawtable import label
 from replayed import ALL
 from tape import HostRead, NoLists, OneDevice, Tape
@@ -75,6 +77,15 @@ def test_every_tensor_of_a_step_is_on_its_device(name: str, options: dict[str, A
 @pytest.mark.parametrize("kind", ["gemma3_text", "cohere2", "qwen3-window", "phi3"])
 def test_of_other_families_too(kind: str) -> None:
     resident = moved(attached("h2o", {}, {"keep": 0.5}, Sampling(), kind), build(kind))
+    with NoLists(), OneDevice():
+        resident.run("quiet")
+
+
+@pytest.mark.parametrize("level", [1, 3])
+@pytest.mark.parametrize("kind", ["llama", "olmo2", "phi3", "gemma3_text"])
+def test_of_a_fused_step_too(kind: str, level: int) -> None:
+    resident = moved(attached("h2o", {}, {"keep": 0.5}, Sampling(), kind), build(kind))
+    resident.fusion = Fusion(resident.model, Fuse(naive_layer, level))
     with NoLists(), OneDevice():
         resident.run("quiet")
 

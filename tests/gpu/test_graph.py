@@ -10,12 +10,14 @@ import pytest
 import torch
 
 import tiny
+from families import build
 from kvfoot.core.budget import Budget
 from kvfoot.engine.graphs import Batch
 from kvfoot.engine.resident import Resident
 from kvfoot.engine.runner import Runner
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
+from kvfoot.models.fusion import Fuse
 from lawtable import label
 from replayed import ALL, NEW, Done, decode
 from tape import Rerun
@@ -116,7 +118,14 @@ def test_in_half_precision_a_replay_is_its_own_step_run_plainly(name: str, dtype
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("full", {}), ("streaming", {"keep": 0.5}), ("h2o", {"keep": 0.5}), ("snapkv", {"budget": 80}), ("refreshkv", {})],
+    [
+        ("full", {}),
+        ("streaming", {"keep": 0.5}),
+        ("h2o", {"keep": 0.5}),
+        ("tova", {"keep": 0.5}),
+        ("snapkv", {"budget": 80}),
+        ("refreshkv", {}),
+    ],
 )
 def test_no_step_waits_for_the_device(name: str, mode: dict[str, Any]) -> None:
     """Sampled steps, page crossings among them, under torch's sync debug mode: the token's event is the only wait."""
@@ -216,6 +225,91 @@ def test_many_runs_one_after_the_other() -> None:
     for _ in range(3):
         assert engine.generate([tiny.tokens(40)], max_new_tokens=8)[0].tokens == first.tokens
         engine.generate([tiny.tokens(40), tiny.tokens(20)], method="h2o", keep=0.5, max_new_tokens=8)
+
+
+def stepped(dtype: torch.dtype, fuse: int, batch: int) -> torch.Tensor:
+    """Logits fp32 [steps, batch, vocabulary] of the recorded function run plainly, on tokens that are given."""
+    found: list[torch.Tensor] = []
+    own = copy.deepcopy(model(torch.bfloat16)).to(dtype)
+    engine = tiny.Strict(own, backend="triton", graph=Rerun, fuse=fuse)
+    chosen, sampling = engine.method("full"), Sampling()
+    plans = [engine.plan(chosen, Budget(), 40 + i, 20, 16) for i in range(batch)]
+    runner = engine.runner(plans, 16)
+    sequences = [runner.open(tiny.tokens(40 + i, i), chosen, p, sampling, i) for i, p in enumerate(plans)]
+    for i, s in enumerate(sequences):
+        runner.prefill(s)
+        s.tokens.append(7 + i)
+    assert runner.graphs is not None
+    resident = runner.graphs.suiting(sequences, 16, sampling)
+    resident.attach(sequences)
+    resident.step()
+    own.lm_head.register_forward_hook(lambda *call: found.append(call[2][0].float().clone()))
+    for n in range(6):
+        resident.buffers.feed([11 + n + i for i in range(batch)])
+        resident.step()
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("level", "batch"), [(1, 1), (1, 4), (2, 1), (3, 1)])
+def test_fused_kernels_are_as_near_as_the_models_own_operations(dtype: torch.dtype, level: int, batch: int) -> None:
+    """Logits against the same weights in fp32: at most twice the error of the step that is not fused."""
+    exact = stepped(torch.float32, 0, batch)
+    assert (stepped(torch.float32, level, batch) - exact).abs().max() < 1e-3 * exact.abs().max()
+    fused, plain = ((stepped(dtype, fuse, batch) - exact).square().mean().sqrt() for fuse in (level, 0))
+    assert fused <= 2 * plain
+
+
+@pytest.mark.parametrize(("name", "mode"), [("full", {}), ("h2o", {"keep": 0.5}), ("refreshkv", {"budget": 24})])
+def test_a_graph_with_fused_kernels_writes_what_one_without_writes(name: str, mode: dict[str, Any]) -> None:
+    """fp32: tokens and survivors. Fusion is the default; products are of single tokens."""
+    assert tiny.Strict(model(), backend="triton").fuse is not None
+    fused, plain = (on_gpu(name, {}, graph=True, fuse=fuse, **mode) for fuse in (None, 0))
+    assert fused.tokens == plain.tokens
+    assert fused.kept == plain.kept
+    one, alone = (on_gpu(name, {}, graph=True, fuse=fuse, lengths=LENGTHS[:1], **mode) for fuse in (3, 0))
+    assert one.tokens == alone.tokens
+    assert one.kept == alone.kept
+
+
+@pytest.mark.parametrize("level", ["0", "1", "2", "3"])
+def test_no_level_of_fusion_waits_for_the_device(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorded function run plainly on an idle step, after its kernels have been compiled."""
+    monkeypatch.setenv("KVFOOT_FUSE", level)
+    runner, _, batch = opened(lengths=(61,))
+    batch.advance()
+    resident = batch.resident
+    assert resident is not None
+    assert (resident.fusion is None) == (level == "0")
+    assert resident.ledger is not None
+    resident.ledger.idle()
+    with no_waiting():
+        resident.run("quiet")
+    torch.cuda.synchronize()
+    batch.close()
+    runner.cache.check()
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "olmo2", "phi3", "smollm3", "gemma3_text"])
+def test_families_with_fused_kernels(kind: str) -> None:
+    """Norms of heads, of whole projections, one projection for all, layers without RoPE: kernels of the layer alone,
+    attention in plain torch, which takes heads of any size.
+    """
+    from kvfoot.attention.triton import layer
+
+    own = build(kind).to("cuda")
+    more: dict[str, Any] = {"lengths": LENGTHS, "page_size": 16, "record": True}
+    fused, plain = (decode(own, "full", {}, fuse=fuse, **more) for fuse in (Fuse(layer), 0))
+    assert fused.steps == NEW - 1
+    assert fused.tokens == plain.tokens
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    before = {name: dict(vars(m)) for name, m in model().named_modules()}
+    on_gpu("full", {}, graph=True)
+    after = {name: dict(vars(m)) for name, m in model().named_modules()}
+    assert [sorted(x) for x in before.values()] == [sorted(x) for x in after.values()]
+    assert not any("forward" in x for x in after.values())
 
 
 def test_graphs_are_the_default_of_the_triton_backend_alone() -> None:

@@ -1,6 +1,7 @@
 """Which implementation of the attention operations runs, and why (decision D10: never silently another one)."""
 
 import os
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -8,18 +9,23 @@ from torch import Tensor
 
 from kvfoot.attention import naive, sdpa
 from kvfoot.attention.rings import Rings
-from kvfoot.attention.state import Ragged, State
+from kvfoot.attention.state import Least, Ragged, State
 from kvfoot.core.errors import UsageError, did_you_mean
 
 
 class Backend(Protocol):
-    """The operations of attention/naive.py and, with lengths on the device, attention/padded.py."""
+    """The operations of attention/naive.py and, with lengths on the device, attention/padded.py and overwrite.py."""
 
     name: str
 
     def attend(
         self, q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool, visible: Tensor | None = None
     ) -> State: ...
+
+    def piecewise(self, q_GHnD: Tensor, k_GnD: Tensor) -> bool:
+        """Whether a chunk is better attended to in pieces than over its gathered history. See attention/pieces.py."""
+
+    def join(self, a: State, b: State, dtype: torch.dtype) -> State: ...
 
     def decode(self, q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, rows: Ragged, scale: float) -> State: ...
 
@@ -44,6 +50,7 @@ class Backend(Protocol):
         plan: Any = None,
         width: int = 0,
         read: Tensor | None = None,
+        logits: bool = False,
     ) -> tuple[State, Tensor | None]: ...
 
     def emitted(
@@ -72,6 +79,26 @@ class Backend(Protocol):
         table_RP: Tensor,
         page_size: int,
     ) -> None: ...
+
+    def move(self, planes: Sequence[Tensor], source_R: Tensor, target_R: Tensor) -> None: ...
+
+    def replace(
+        self, planes: Sequence[Tensor], table_RP: Tensor, source_R: Tensor, due_R: Tensor, least: Least
+    ) -> None: ...
+
+    def tally(
+        self,
+        logits_RHm: Tensor,
+        lse_RH: Tensor,
+        table_RP: Tensor,
+        lens_R: Tensor,
+        source_R: Tensor,
+        fence_R: Tensor,
+        position: Tensor,
+        mass: Tensor | None,
+        mean: bool,
+        unit: int,
+    ) -> Least: ...
 
 
 BACKENDS: dict[str, Backend] = {"naive": naive, "sdpa": sdpa}

@@ -5,12 +5,15 @@ slot j % page_size of page table[r, j // page_size]; a row has lens[r] of them, 
 Loops over rows; no speed is meant.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from kvfoot.attention.naive import attend as _attend
 from kvfoot.attention.naive import logits
-from kvfoot.attention.state import State
+from kvfoot.attention.padded import LOG2E
+from kvfoot.attention.state import Least, State
 
 
 def entries(pages: Tensor, table_P: Tensor, which: Tensor) -> Tensor:
@@ -156,3 +159,49 @@ def locate(table_RP: Tensor, read_RK: Tensor, count_R: Tensor, page_size: int) -
     read = torch.where(torch.arange(read_RK.shape[1], device=read_RK.device) < count_R[:, None], read_RK, 0).long()
     slots = table_RP.long().gather(1, read // page_size) * page_size + read % page_size
     return torch.where(torch.arange(read_RK.shape[1], device=read_RK.device) < count_R[:, None], slots, 0)
+
+
+def move(planes: Sequence[Tensor], source_R: Tensor, target_R: Tensor) -> None:
+    """In every plane: the entry at slot source_R[r] of the arena to slot target_R[r]."""
+    for plane in planes:
+        flat = plane.view(-1, plane.shape[2])
+        for source, target in zip(source_R.tolist(), target_R.tolist(), strict=True):
+            flat[target] = flat[source].clone()
+
+
+def replace(planes: Sequence[Tensor], table_RP: Tensor, source_R: Tensor, due_R: Tensor, least: Least) -> None:
+    """The same onto the entry of least value, of equal ones the first, in rows that are due."""
+    size, unit = planes[0].shape[1], len(source_R) // len(least.value)
+    for r in torch.nonzero(due_R).flatten().tolist():
+        candidates = zip(least.value[r // unit].tolist(), least.index[r // unit].tolist(), strict=True)
+        _, lost = min(candidates)
+        target = table_RP[r, lost // size].long() * size + lost % size
+        move(planes, source_R[r : r + 1], target[None])
+
+
+def tally(
+    logits_RHm: Tensor,
+    lse_RH: Tensor,
+    table_RP: Tensor,
+    lens_R: Tensor,
+    fence_R: Tensor,
+    position: Tensor,
+    mass: Tensor | None,
+    mean: bool,
+    unit: int,
+) -> list[int]:
+    """See overwrite.tally: which entry each unit loses, -1 where its rows are empty."""
+    size, lost = position.shape[1], []
+    for first in range(0, len(lens_R), unit):
+        own, n = range(first, first + unit), int(lens_R[first])
+        w = torch.stack([(logits_RHm[r, :, :n] / LOG2E - lse_RH[r, :, None]).exp() for r in own])
+        value = w.mean((0, 1))
+        if mass is not None:
+            w = w[0].mean(0)[:, None] if mean else w[0].mT
+            for j in range(n):
+                at = table_RP[first, j // size], j % size
+                mass[at] = w[j] + (mass[at] if j < n - 1 else 0)
+            value = _first(mass, table_RP[first], n).amax(-1)
+        contested = _first(position, table_RP[first], n)[:, 0] <= fence_R[first]
+        lost.append(int(value.where(contested, torch.inf).argmin()) if n else -1)
+    return lost

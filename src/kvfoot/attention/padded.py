@@ -11,6 +11,8 @@ from torch import Tensor
 
 from kvfoot.attention.state import State
 
+LOG2E = 1.4426950408889634
+
 
 def planned(lens_LR: Tensor, head_dim: int, dtype: torch.dtype) -> Any:
     """What `paged` wants prepared for all layers of a step at once: nothing."""
@@ -28,12 +30,14 @@ def paged(
     plan: Any = None,
     width: int = 0,
     read: Tensor | None = None,
+    logits: bool = False,
 ) -> tuple[State, Tensor | None]:
     """One query per row and head over the row's first lens_R entries: out fp32 [R, H, D], lse fp32 [R, H].
 
     read: int64 [R, K], of a row's entries the first lens_R of these, instead. plan is then not of use.
     table_RP: page numbers, whatever past a row's own; lens_R on the device. With `width`, at least every length: the
-    softmax weights too, fp32 [R, H, width], 0 beyond a row's entries. An empty row has out = 0, lse = -inf.
+    softmax weights too, fp32 [R, H, width], 0 beyond a row's entries; or, with `logits`, the logits in base 2 (times
+    log2 e), anything beyond. An empty row has out = 0, lse = -inf.
     """
     if read is not None:
         size = k_pages.shape[1]
@@ -53,5 +57,6 @@ def paged(
     p = (s_RHm - lse.clamp(min=-1e30)[..., None]).exp()
     weights = None
     if width:
-        weights = p[..., :width] if width <= P * size else torch.nn.functional.pad(p, (0, width - P * size))
+        weights = s_RHm * LOG2E if logits else p
+        weights = weights[..., :width] if width <= P * size else torch.nn.functional.pad(weights, (0, width - P * size))
     return State(torch.bmm(p, v), lse), weights

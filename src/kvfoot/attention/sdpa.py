@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from kvfoot.attention.emitted import emitted
+from kvfoot.attention.overwrite import move, replace, tally
 from kvfoot.attention.padded import paged, planned
+from kvfoot.attention.pieces import join, piecewise
 from kvfoot.attention.rings import push, refill
 from kvfoot.attention.state import Ragged, State, merge
 from kvfoot.core.errors import UsageError
@@ -20,11 +22,16 @@ __all__ = [
     "decode",
     "emitted",
     "gathered",
+    "join",
+    "move",
     "name",
     "paged",
+    "piecewise",
     "planned",
     "push",
     "refill",
+    "replace",
+    "tally",
     "window_scores",
 ]
 name = "sdpa"

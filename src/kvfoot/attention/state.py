@@ -39,3 +39,19 @@ class Ragged:
 
     pages: Tensor
     lens: np.ndarray
+
+
+@dataclass(frozen=True)
+class Least:
+    """Which entry each row loses: of C candidates the one of the least value, of equal ones the first entry.
+
+    value fp32, index int32, both [U, C]: U units of R / U neighbouring rows that lose the same entry.
+    """
+
+    value: Tensor
+    index: Tensor
+
+    @classmethod
+    def of(cls, value_Um: Tensor) -> "Least":
+        """Of a number per entry, +inf where there is none: C = 1."""
+        return cls(value_Um.amin(1, keepdim=True), value_Um.argmin(1, keepdim=True).int())

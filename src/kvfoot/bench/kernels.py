@@ -28,6 +28,7 @@ from kvfoot.attention.triton.locate import locate
 from kvfoot.attention.triton.stream_prefill import stream_prefill
 from kvfoot.attention.triton.window_scores import window_scores
 from kvfoot.bench import kernel_checks
+from kvfoot.bench.kernel_chunks import chunks, plans
 from kvfoot.bench.kernel_rows import BF16, CUDA, DIM, ENTRY, GROUP, HEADS, LAYERS, PAGE, Arena, Step, captured
 from kvfoot.bench.measure import copy_bandwidth, milliseconds
 from kvfoot.core.files import write_whole
@@ -157,7 +158,10 @@ def others(arena: Arena, bandwidth: float) -> list[dict[str, Any]]:
             add(f"torch SDPA, same, no mask, {m} entries", partial(sdpa, flat_q, wide_k, wide_v), full)
         else:
             add("torch SDPA, same", partial(sdpa, flat_q, wide_k, wide_v, is_causal=True), work)
-        del dense, wide_k, wide_v
+        del wide_k, wide_v
+        for name, run in chunks(dense[0][0], dense[1][0], n, scale).items():
+            add(f"chunk of 8192, {history} before, {name}", run, work)
+        del dense
     step = arena.rows("full", 1152 + n, 1)
     lens = torch.full((HEADS,), 1152 + n, dtype=torch.int32, device="cuda")
     given = (q, step.k, step.v, step.table[0], lens, scale)
@@ -271,4 +275,5 @@ def kernels(command: str, out: Path | None, jobs: int, limit: float) -> bool:
         part("sweep", lambda: sweep(arena, bandwidth))
         part("variants", lambda: variants(arena, bandwidth))
         part("one_layer", lambda: others(arena, bandwidth))
+        part("plans", plans)
     return all(x["ok"] for x in record["checks"])

@@ -96,6 +96,7 @@ def prefill(engine: Engine, what: Reading, tell: Tell, rate: float | None = None
     linear = linear_flops(engine.model)
     return {
         "product_flops_per_second": rate,
+        "pieces": {v.title: in_pieces(engine, min(v.chunk or what.context, what.context)) for v in what.variants},
         "sides": {name: row(reads, what.context, linear, engine.geometry, rate) for name, reads in found.items()},
     }
 
@@ -118,6 +119,12 @@ def row(reads: list[Read], context: int, linear: int, geometry: Geometry, rate: 
         "trace_bytes": last.trace_bytes,
         "above_bytes": last.above_bytes,
     }
+
+
+def in_pieces(engine: Engine, chunk: int) -> bool:
+    """Whether such chunks are attended to in pieces (attention/pieces.py): on the triton backend, by cuDNN."""
+    q = torch.empty(1, 1, chunk, engine.geometry.head_dim, dtype=engine.dtype, device=engine.device)
+    return engine.backend.piecewise(q, q[0])
 
 
 def tokens_of(engine: Engine, count: int) -> list[int]:

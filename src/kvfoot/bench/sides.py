@@ -22,6 +22,7 @@ from kvfoot.engine.graphable import told
 from kvfoot.engine.runner import Event
 from kvfoot.engine.sampler import Sampling
 from kvfoot.models.bridge import attach, detach
+from kvfoot.models.fusion import Fusion
 
 
 @dataclass
@@ -69,6 +70,11 @@ class Ours:
         self.how = told(engine.graph, method, plan)
         whole = shortened(plan, engine.geometry, prompt) if synthetic else plan
         self.runner, self.left = engine.runner([whole] * batch, later, self._hear), later
+        if self.runner.graphs is not None and variant.fuse is not None and engine.fuse is not None:
+            fuse = replace(engine.fuse, level=variant.fuse)
+            self.runner.graphs.fusion = Fusion(engine.model, fuse) if variant.fuse else None
+        fusion = None if self.runner.graphs is None else self.runner.graphs.fusion
+        self.fused = {} if fusion is None else fusion.found()
         size = engine.model.config.vocab_size
         tokens = torch.randint(size, (prompt,), generator=torch.Generator().manual_seed(0)).tolist()
         self.sequences, self.logits = [], []
@@ -118,9 +124,10 @@ class Ours:
         return read * trace.dense_bytes / len(self.times.steps)
 
     def facts(self) -> dict[str, Any]:
-        """How steps are run, entries per row after the prompt, bytes of the pages in use then; of readers, steps that
-        refreshed."""
-        found: dict[str, Any] = {"decode": self.how, "entries_per_row": self.entries, "held_bytes": self.held_bytes}
+        """How steps are run, what of the model is fused in them, entries per row after the prompt, bytes of the pages
+        in use then; of readers, steps that refreshed."""
+        found: dict[str, Any] = {"decode": self.how, "fused": self.fused}
+        found |= {"entries_per_row": self.entries, "held_bytes": self.held_bytes}
         if self.measured[0] and self.measured[0][0].refreshed is not None:
             steps = zip(*self.measured, strict=True)
             fires = [any(p.refreshed is not None and bool((p.refreshed == 1).any()) for p in step) for step in steps]

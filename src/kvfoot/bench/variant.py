@@ -18,7 +18,10 @@ TRANSFORMERS = "transformers"
 
 @dataclass(frozen=True)
 class Variant:
-    """Options as `Engine.generate` takes them; chunk: prompt tokens per pass, None for all."""
+    """Options as `Engine.generate` takes them; chunk: prompt tokens per pass, None for all.
+
+    fuse: a level of models/fusion.py, to compare; None: the engine's.
+    """
 
     method: str = "full"
     options: dict[str, Any] = field(default_factory=dict)
@@ -26,6 +29,7 @@ class Variant:
     budget: int | None = None
     evict: str = "post"
     chunk: int | None = None
+    fuse: int | None = None
 
     @property
     def title(self) -> str:
@@ -33,7 +37,8 @@ class Variant:
         limits = {"keep": self.keep, "budget": self.budget}
         said = [f"{k}={v}" for k, v in {**limits, **self.options}.items() if v is not None]
         sized = self.keep is not None or self.budget is not None
-        return " ".join([self.method, *said, *(["chunk"] if sized and self.evict == "chunk" else [])])
+        said += ["chunk"] if sized and self.evict == "chunk" else []
+        return " ".join([self.method, *said, *([] if self.fuse is None else [f"fuse={self.fuse}"])])
 
     def of(self, geometry: Geometry) -> Method:
         """Raises UsageError for an unknown method, or an option that does not suit."""

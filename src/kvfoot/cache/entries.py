@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvfoot.cache.memory import reserve, trim
+from kvfoot.cache.memory import reserve, send, trim
 from kvfoot.cache.paging import Paging
 from kvfoot.cache.pool import Pool, gather
 from kvfoot.cache.rows import Rows
@@ -30,6 +30,21 @@ class Entries(Paging):
         Views of a scratch buffer, valid until the next call.
         """
         return self._entries("k", rows, layer, heads, room), self._entries("v", rows, layer, heads, room)
+
+    def block(self, rows: Rows, layer: int, heads: tuple[int, ...], start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [R, stop - start, head_dim] of entries that begin with a page, stored as they are computed.
+
+        Views of the scratch of `history`, valid until the next call of either.
+        """
+        size, pool = self.pool.page_size, self.pool
+        assert start % size == 0
+        assert pool.storage.plain
+        index = self._index(rows, layer, heads, int(rows.lens[layer, heads[0]])).view(len(heads), -1)
+        index = index[:, start // size : self._count(stop)].reshape(-1)
+        k, v = (
+            self._gather(name, x, index).view(len(heads), -1, x.shape[2]) for name, x in (("k", pool.k), ("v", pool.v))
+        )
+        return k[:, : stop - start], v[:, : stop - start]
 
     def keys(self, rows: Rows, layer: int, heads: tuple[int, ...]) -> Tensor:
         """The keys alone, [R, b, head_dim], as `history` gives them."""
@@ -66,8 +81,8 @@ class Entries(Paging):
         if cached is None:
             tables = rows.pages[layer]
             most = max(map(len, tables))
-            cached = torch.from_numpy(np.stack([np.pad(t, (0, most - len(t)), constant_values=t[0]) for t in tables]))
-            rows.indices[layer][(), -1] = cached = cached.to(self.pool.device)
+            whole = np.stack([np.pad(t, (0, most - len(t)), constant_values=t[0]) for t in tables])
+            rows.indices[layer][(), -1] = cached = send(whole, self.pool.device)
         return cached
 
     def positions(self, rows: Rows, layer: int, heads: tuple[int, ...]) -> Tensor:

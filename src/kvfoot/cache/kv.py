@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kvfoot.cache.entries import Entries
+from kvfoot.cache.memory import send, words
 from kvfoot.cache.rows import Rows
 from kvfoot.core.budget import Cut
 from kvfoot.core.hooks import POSITION, Band, Keep
@@ -42,7 +43,7 @@ class KVCache(Entries):
         for head in np.flatnonzero((lens % size == 0) | rows.forked).tolist():
             self._grow(rows, layer, (head,), int(lens[head]), int(lens[head]) + 1)
         flat = [int(rows.pages[layer][h][n // size]) * size + n % size for h, n in enumerate(lens.tolist())]
-        self._write(torch.tensor(flat, device=self.pool.device), *self._encoded(k, v), values)
+        self._write(send(np.array(flat), self.pool.device), *self._encoded(k, v), values)
         rows.lens[layer] += 1
 
     def rewrite(self, rows: Rows, layer: int, heads: tuple[int, ...], k: Tensor, v: Tensor) -> None:
@@ -145,15 +146,18 @@ class KVCache(Entries):
         old: Values,
         cut: Cut | None = None,
         keep: Keep | None = None,
+        own: bool = False,
     ) -> None:
         """Store a pass's n entries and drop what `keep` does not name.
 
-        k, v: [R, b + n, head_dim], the b stored entries in slot order and then the new ones. new: every plane's values
-        of the n new entries; old: planes to rewrite for the b stored ones, with their positions where `keep` chooses
-        among all. keep None: everything stays; its indices count from b where the cut's scope is "new".
+        k, v: [R, b + n, head_dim], the b stored entries in slot order and then the new ones; with `own` these
+        alone, [R, n, head_dim], which will do where `keep` chooses among no others. new: every plane's values of the n
+        new entries; old: planes to rewrite for the b stored ones, with their positions where `keep` chooses among all.
+        keep None: everything stays; its indices count from b where the cut's scope is "new".
         """
         b = int(rows.lens[layer, heads[0]])
-        new_k, new_v, n = k[:, b:], v[:, b:], k.shape[1] - b
+        first = 0 if own else b
+        new_k, new_v, n = k[:, first:], v[:, first:], k.shape[1] - first
         changed = {name: value for name, value in old.items() if name != POSITION.name}
         if keep is None or (cut is not None and cut.scope == "new"):
             if keep is not None:
@@ -181,7 +185,8 @@ class KVCache(Entries):
         """k, v: as they are stored. Values on the host wait for the device once (decision D8)."""
         for plane, value in self._pairs(k, v, values):
             flat = value.reshape(slots.shape[0], -1).to(plane.device, plane.dtype)
-            self._flat(plane).index_copy_(0, slots.to(plane.device), flat)
+            target, flat = words(self._flat(plane), flat)
+            target.index_copy_(0, slots.to(plane.device), flat)
 
 
 def _picker(kept: Tensor) -> Callable[[Tensor], Tensor]:

@@ -5,6 +5,7 @@ import mmap
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +57,20 @@ class DeviceSpace:
 def reserve(size: int, device: torch.device, *, host: bool = False) -> HostSpace | DeviceSpace:
     """host: on the host, pinned where the device is an accelerator."""
     return HostSpace(size) if device.type == "cpu" else DeviceSpace(size, device, pinned=host)
+
+
+def send(array: np.ndarray, device: torch.device) -> Tensor:
+    """A copy on the device. From pinned memory: from any other, the host would wait until the device is idle."""
+    found = torch.from_numpy(array)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
+
+
+def words(*tensors: Tensor) -> list[Tensor]:
+    """The same bits in words of 8 bytes, which copies by index move one at a time; as they are where one has none."""
+    ratio = [8 // x.element_size() for x in tensors]
+    numbers = [(x.shape[-1], x.storage_offset(), *x.stride()[:-1]) for x in tensors]
+    whole = all(i % r == 0 for r, each in zip(ratio, numbers, strict=True) for i in each)
+    return [x.view(torch.int64) for x in tensors] if whole and all(x.stride(-1) == 1 for x in tensors) else [*tensors]
 
 
 def trim(device: torch.device) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from kvfoot.cache.memory import send
 from kvfoot.cache.pool import Pool
 from kvfoot.cache.rows import Rows
 from kvfoot.core.budget import Cut, held
@@ -137,7 +137,7 @@ class Paging:
         if cached is None:
             tables = [rows.pages[layer][h][:count] for h in heads]
             tables = [np.pad(t, (0, count - len(t)), mode="edge") if len(t) < count else t for t in tables]
-            cached = torch.from_numpy(np.concatenate(tables)).to(self.pool.device)
+            cached = send(np.concatenate(tables), self.pool.device)
             rows.indices[layer][heads, count] = cached
         return cached
 
@@ -146,7 +146,7 @@ class Paging:
         size = self.pool.page_size
         entries = np.arange(start, stop)
         flat = [rows.pages[layer][h][entries // size] * size + entries % size for h in heads]
-        return torch.from_numpy(np.concatenate(flat)).to(self.pool.device)
+        return send(np.concatenate(flat), self.pool.device)
 
 
 def most_pages(lens: np.ndarray, page_size: int) -> np.ndarray:

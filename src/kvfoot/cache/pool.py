@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvfoot.cache.format import format_of
-from kvfoot.cache.memory import available, reserve
+from kvfoot.cache.memory import available, reserve, words
 from kvfoot.core.errors import PoolExhausted, UsageError
 from kvfoot.core.hooks import Plane
 from kvfoot.core.storage import PLAIN, Storage
@@ -216,4 +216,6 @@ def runs(ids: np.ndarray) -> list[tuple[int, int]]:
 
 def gather(plane: Tensor, ids: Tensor, out: Tensor) -> Tensor:
     """Pages `ids` int64 [n] of plane [pages, page_size, width] into out [n, page_size x width], as is."""
-    return torch.index_select(plane.view(plane.shape[0], -1), 0, ids, out=out)
+    source, target = words(plane.view(plane.shape[0], -1), out)
+    torch.index_select(source, 0, ids, out=target)
+    return out

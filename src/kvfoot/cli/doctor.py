@@ -16,7 +16,14 @@ def doctor() -> int:
     from kvfoot.cli.console import stdout
 
     console = stdout()
-    facts = {"packages": _packages, "processor": _processor, "GPU": _gpu, "decode": _decode, "cache": _cache}
+    facts = {
+        "packages": _packages,
+        "processor": _processor,
+        "GPU": _gpu,
+        "prefill": _prefill,
+        "decode": _decode,
+        "cache": _cache,
+    }
     for name, said in facts.items():
         console.print(f"{name:10} {said()}", markup=False, soft_wrap=True)
     checks: list[tuple[str, Callable[[], str]]] = [(f"backend {name}", partial(_backend, name)) for name in _backends()]
@@ -70,6 +77,23 @@ def _gpu() -> str:
         return "none that torch can use"
     each = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return ", ".join(f"{p.name} ({p.total_memory / 2**30:.0f} GiB)" for p in each)
+
+
+def _prefill() -> str:
+    """By what the triton backend attends to long chunks, by dtype and head size (decision 0054)."""
+    import torch
+
+    from kvfoot.attention.triton import fused
+
+    if not torch.cuda.is_available():
+        return "chunks on a GPU by cuDNN's attention where torch takes it, not here"
+    found = []
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        q = torch.empty(1, 1, fused.QUERIES, 256, dtype=dtype, device="cuda")
+        sizes = [D for D in (64, 80, 96, 128, 256) if fused.available(q[..., :D], q[0, ..., :D])]
+        found.append(f"{str(dtype).removeprefix('torch.')} {', '.join(map(str, sizes)) or 'none'}")
+    even = f"chunks of {fused.QUERIES} tokens and more, a multiple of {fused.EVEN}"
+    return f"{even}: cuDNN at head sizes {'; '.join(found)}; all else by the backend's own kernel"
 
 
 def _decode() -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from kvfoot.core.budget import Budget, Cut, PromptPass
 from kvfoot.core.errors import UsageError
 from kvfoot.core.geometry import Geometry
+from kvfoot.core.ranking import Ranking
 from kvfoot.core.storage import PLAIN, Storage
 
 
@@ -239,16 +240,26 @@ class Method:
         plan = Plan(passes, later)
         return Plan(passes, later, (POSITION, *self.planes(geometry))) if plan.evicts else plan
 
+    @property
+    def ranking(self) -> Ranking | None:
+        """What `observe` and `priority` are, if it is one of core/ranking.py: replayed steps then do not call them.
+
+        A method that overrides one of the two is asked, whatever it has here.
+        """
+        return None
+
     def observe(self, seen: Seen) -> dict[str, Tensor]:
         """New values of the planes, after every pass: name -> fp32 [R, m, width] with m = all entries."""
-        return {}
+        return {} if self.ranking is None else self.ranking.observe(seen)
 
     def priority(self, seen: Seen) -> Tensor:
         """What survives first, fp32 [R, m]: the greatest numbers, +inf for what is protected.
 
         A method that overrides `keep` instead decodes without a CUDA graph.
         """
-        raise TypeError(f"{self.name} evicts nothing")
+        if self.ranking is None:
+            raise TypeError(f"{self.name} evicts nothing")
+        return self.ranking.priority(seen)
 
     def keep(self, seen: Seen) -> Keep:
         """Which entries in scope survive: those of highest priority. Called only where `seen.keep < m`."""
@@ -264,6 +275,12 @@ class Method:
     def options(self) -> dict[str, Any]:
         """Options as given, for the record."""
         return dict(self.__dict__)
+
+
+def declared(method: Method) -> Ranking | None:
+    """The ranking of a method that computes neither planes nor priorities itself."""
+    own = type(method)
+    return method.ranking if own.observe is Method.observe and own.priority is Method.priority else None
 
 
 def require(condition: bool, message: str) -> None:

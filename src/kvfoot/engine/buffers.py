@@ -19,7 +19,8 @@ class Buffers:
 
     position [B]: of the token that is fed; stream [B]: keys of the sequences' random numbers; idle [1]: a slot that is
     nobody's. lens [L, R]: entries after the new one is stored, 0 in an idle row; slots: where it is stored; goal: where
-    it is to lie in the end, where the host knows that (rings); due: 1 where an entry has to go; counts: what is kept.
+    it is to lie in the end, where the host knows that (oldest.py); due: 1 where the device has to find out; counts:
+    what is kept.
 
     tables[layer] int32 [R, P]: page numbers, P the most pages of a row of that layer. tokens int64 [1, B]: fed; the
     step leaves the next ones there. answer: what the host reads after a step (`answered`).
@@ -41,9 +42,11 @@ class Buffers:
             self.host[name] = self._sent.numpy()[at : at + count].reshape(shapes[name])
             self.words[name] = self._words[at : at + count].view(shapes[name])
             at += count
+        self._pitches = np.array(widths)
         self._offsets = np.concatenate([[0], np.cumsum([R * P for P in widths])])
         self._pages = torch.zeros(int(self._offsets[-1]), dtype=torch.int32, device=device)
         self.tables = [self._pages[a : a + R * P].view(R, P) for a, P in zip(self._offsets, widths, strict=False)]
+        self.size_of_tables = len(self._pages)
         self.tokens = torch.zeros(1, size, dtype=torch.int64, device=device)
         self.fired = torch.zeros(L, R, dtype=torch.int64, device=device)
         self.answer = torch.zeros(size + L + 1 + L * R, dtype=torch.int64, device=device)
@@ -54,14 +57,22 @@ class Buffers:
         """The host's words to the device; none of them may change until the step has been `answered`."""
         self._words.copy_(self._sent, non_blocking=True)
 
-    def fill(self, tables: list[np.ndarray]) -> None:
-        """All tables anew, int32 [R, P] each."""
-        whole = np.concatenate([table.reshape(-1) for table in tables])
-        self._pages.copy_(torch.from_numpy(whole))
+    def split(self, pages: np.ndarray) -> list[np.ndarray]:
+        """Views [R, P] of all tables' page numbers, which lie one behind the other."""
+        ends = zip(self._offsets, self._offsets[1:], self.widths, strict=False)
+        return [pages[a:b].reshape(self.rows, P) for a, b, P in ends]
 
-    def put(self, layer: np.ndarray, row: np.ndarray, place: np.ndarray, page: np.ndarray) -> None:
-        """tables[layer][row, place] = page, for arrays of these: rows that have got a page. No wait for the device."""
-        index = self._offsets[layer] + row * np.array(self.widths)[layer] + place
+    def index(self, layer: np.ndarray, row: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """Where tables[layer][row, place] lies among them."""
+        found: np.ndarray = self._offsets[layer] + row * self._pitches[layer] + place
+        return found
+
+    def fill(self, pages: np.ndarray) -> None:
+        """All tables anew, int32."""
+        self._pages.copy_(torch.from_numpy(pages))
+
+    def put(self, index: np.ndarray, page: np.ndarray) -> None:
+        """Page numbers `page` at `index`: rows that have got a page. No wait for the device."""
         self._pages.index_copy_(0, self.sent(index), self.sent(page).int())
 
     def sent(self, numbers: np.ndarray) -> Tensor:

@@ -31,6 +31,7 @@ from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
 from kvfoot.engine.session import Session
 from kvfoot.models.bridge import attach, detach
+from kvfoot.models.fusion import Fuse, fusing
 from kvfoot.models.layout import geometry_of
 
 CHUNK = 512
@@ -51,13 +52,15 @@ class Engine:
         page_size: int = 16,
         kv_memory: int | float | None = None,
         graph: bool | Record | None = None,
+        fuse: int | Fuse | None = None,
         poison: bool = False,
     ):
         """model: a transformers causal language model.
 
         kv_memory: size of the page pool, bytes (int) or a fraction (float, at most 1.0) of what is free beside the
         weights and a run's workspace; default: what a run needs. graph: decode by recorded steps (CUDA graphs), by
-        default on CUDA with the triton backend. poison fills freed pages with NaN (tests). Raises UsageError for a
+        default on CUDA with the triton backend. fuse: a level of models/fusion.py, by default
+        KVFOOT_FUSE or 1 with the triton backend. poison fills freed pages with NaN (tests). Raises UsageError for a
         model that is not supported, or a wrong value.
         """
         if page_size < 1:
@@ -70,6 +73,7 @@ class Engine:
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         self.graph = wanted(graph, model, self.backend, self.device)
+        self.fuse = fusing(fuse, self.backend)
         self._previous = attach(model)
         self._probe()
 
@@ -233,7 +237,8 @@ class Engine:
         )
         pool.require(pages)
         record = cuda_recorder(self.device) if self.graph is True else self.graph or None
-        return Runner(self.model, self.backend, KVCache(pool, self.geometry), self._stop(), listener, record)
+        cache = KVCache(pool, self.geometry)
+        return Runner(self.model, self.backend, cache, self._stop(), listener, record, self.fuse)
 
     def config(self, method: Method, budget: Budget, chunk: int | None, new: int, sampling: Sampling) -> dict[str, Any]:
         """What the record says about how a run was made."""
@@ -252,6 +257,7 @@ class Engine:
             "dtype": str(self.dtype).removeprefix("torch."),
             "backend": self.backend.name,
             "page_size": self.page_size,
+            "fused": self.fuse.level if self.graph and self.fuse else 0,
         }
 
     def _probe(self) -> None:

@@ -13,6 +13,7 @@ from kvfoot.engine.ledger import limits
 from kvfoot.engine.resident import QUIET, Resident
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
+from kvfoot.models.fusion import Fuse, Fusion
 
 KEPT = 4
 """Recorded batches that a pool keeps: each has the activations of a step to itself."""
@@ -21,7 +22,9 @@ KEPT = 4
 class Graphs:
     """Steps of a bucket of sequences, of one method and one sampling, recorded once and kept while the pool lives."""
 
-    def __init__(self, model: Any, backend: Backend, cache: KVCache, record: Record):
+    def __init__(self, model: Any, backend: Backend, cache: KVCache, record: Record, fuse: Fuse | None = None):
+        """fuse: small operations around attention that kernels do in place of the model (models/fusion.py)."""
+        self.fusion = None if fuse is None else Fusion(model, fuse)
         self.model, self.backend, self.cache, self.record = model, backend, cache, record
         self.kept: list[tuple[Any, Resident]] = []
         self.steps = 0
@@ -43,7 +46,9 @@ class Graphs:
             if own == key and resident.holds(sequences, room):
                 self.kept.append(self.kept.pop(i))
                 return resident
-        resident = Resident(self.model, self.backend, self.cache, sequences, size, room, sampling, self.record)
+        resident = Resident(
+            self.model, self.backend, self.cache, sequences, size, room, sampling, self.record, self.fusion
+        )
         self.kept = [*self.kept[max(0, len(self.kept) + 1 - KEPT) :], (key, resident)]
         return resident
 

@@ -2,7 +2,8 @@
 
 A row that grows takes its new entry at its end. A row that *stays* (it is full, so that one entry goes for the new one)
 takes it one past its end while it is attended to: in the slack of its last page, or in a spare page where it has none.
-Which entry goes, the device says and the host never learns; the lengths are the same whichever it is.
+Which entry goes, the host knows where it is the oldest (oldest.py); else the device says and the host never learns. The
+lengths are the same whichever it is.
 """
 
 from collections.abc import Sequence as Many
@@ -14,6 +15,7 @@ from kvfoot.core.geometry import Geometry
 from kvfoot.core.hooks import Plan
 from kvfoot.engine.buffers import Buffers
 from kvfoot.engine.look import begin_pass
+from kvfoot.engine.oldest import Oldest
 from kvfoot.engine.sequence import Sequence
 from kvfoot.engine.span import Span
 
@@ -53,21 +55,25 @@ class Ledger:
         self.active = np.arange(B) < len(self.sequences)
         self.lens, self.tail = np.zeros(self.shape, np.int64), np.full(self.shape, -1, np.int64)
         self.limit = np.full(self.shape, WHOLE, np.int64)
-        self.turn = np.zeros((g.layers, B), np.int64)
-        self.ring = np.array([g.window(layer) is not None for layer in range(g.layers)])
+        for b, sequence in enumerate(self.sequences):
+            self.limit[:, b] = limits(sequence)
+        self.oldest = Oldest(cache, self.sequences[0].method, self.limit)
         self.stays, self.fresh = np.zeros(self.shape, bool), np.zeros(self.shape, bool)
         self.lost = np.zeros((g.layers, B), bool)
-        self.tables = [np.zeros((buffers.rows, P), np.int32) for P in buffers.widths]
+        self.windowed = np.array([g.window(layer) is not None for layer in range(g.layers)])[:, None]
+        self.pages = np.zeros(buffers.size_of_tables, np.int32)
+        self.tables = buffers.split(self.pages)
         for b, sequence in enumerate(self.sequences):
             self._enter(b, sequence)
-        buffers.fill(self.tables)
+        buffers.fill(self.pages)
         buffers.host["idle"][:] = self.spare[0] * pool.page_size
         buffers.host["counts"][:] = self.limit.reshape(buffers.host["counts"].shape)
 
     def _enter(self, b: int, sequence: Sequence) -> None:
         rows, size, G = sequence.rows, self.cache.pool.page_size, self.shape[2]
         self.cache.claim(rows, sequence.later)
-        self.lens[:, b], self.limit[:, b], self.turn[:, b] = rows.lens, limits(sequence), rows.turn
+        self.lens[:, b] = rows.lens
+        self.oldest.enter(b, sequence, self.limit[:, b] < WHOLE)
         for layer, pages in enumerate(rows.pages):
             for head, ids in enumerate(pages):
                 self.tables[layer][b * G + head, : len(ids)] = ids
@@ -102,20 +108,21 @@ class Ledger:
             row = b * self.shape[2] + head
             self.tail[layer, b, head] = self.spare[1 + row]
             layer, b, head = np.nonzero(fresh)
-            row, place, page = b * self.shape[2] + head, self.lens[fresh] // size, self.tail[fresh]
-            for i, table in enumerate(self.tables):
-                own = layer == i
-                table[row[own], place[own]] = page[own]
-            self.buffers.put(layer, row, place, page)
+            index = self.buffers.index(layer, b * self.shape[2] + head, self.lens[fresh] // size)
+            self.pages[index] = page = self.tail[fresh]
+            self.buffers.put(index, page)
         slots = np.where(active, self.tail * size + self.lens % size, host["idle"][0])
-        flat = host["slots"].shape
-        host["slots"][:] = host["goal"][:] = slots.reshape(flat)
+        flat, known = host["slots"].shape, self.oldest.layers[:, None, None]
+        host["slots"][:] = slots.reshape(flat)
+        gone = self.oldest.slots()
+        due = stays & known & (gone >= 0)
+        if due.any():
+            (layer, b, head), at = np.nonzero(due), gone[due]
+            page = self.pages[self.buffers.index(layer, b * self.shape[2] + head, at // size)]
+            slots[due] = page.astype(np.int64) * size + at % size
+        host["goal"][:] = slots.reshape(flat)
         host["lens"][:] = np.where(active, self.lens + 1, 0).reshape(flat)
-        host["due"][:] = (stays & ~self.ring[:, None, None]).reshape(flat)
-        for i in np.flatnonzero(self.ring & stays.any((1, 2))).tolist():
-            turn = self.turn[i].repeat(self.shape[2])
-            at = self.tables[i][np.arange(len(turn)), turn // size].astype(np.int64) * size + turn % size
-            host["goal"][i] = np.where(stays[i].reshape(-1), at, host["goal"][i])
+        host["due"][:] = (stays & ~known).reshape(flat)
         host["position"][: len(self.sequences)] = [s.rows.seen for s in self.sequences]
         host["position"][~self.active] = 0
         self.buffers.send()
@@ -129,9 +136,8 @@ class Ledger:
         self.lens += grew
         self.tail[grew & (self.lens % size == 0)] = -1
         self.fresh = np.zeros(self.shape, bool)
-        full = self.stays & self.ring[:, None, None]
-        self.turn = np.where(full[..., 0], (self.turn + 1) % np.maximum(self.limit[..., 0], 1), self.turn)
-        self.lost |= (self.stays & ~full).any(2)
+        self.oldest.advance(self.stays)
+        self.lost |= self.stays.any(2) & ~self.windowed
         for b in np.flatnonzero(self.active).tolist():
             rows = self.sequences[b].rows
             rows.lens = self.lens[:, b].copy()
@@ -150,7 +156,8 @@ class Ledger:
                     if len(pages[head]) != count:
                         pages[head] = self.tables[layer][b * G + head, :count].astype(np.int64)
                 rows.indices[layer].clear()
-                rows.turn[layer] = int(self.turn[layer, b])
+                if self.windowed[layer]:
+                    rows.turn[layer] = int(self.oldest.turn[layer, b, 0])
                 rows.ordered[layer] = rows.ordered[layer] and not self.lost[layer, b]
         pool.release(self.spare)
         self.spare = self.spare[:0]

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kvfoot.attention.backend import Backend
 from kvfoot.cache.kv import KVCache
+from kvfoot.cache.memory import send
 from kvfoot.cache.trace import Pass, triangle
 from kvfoot.core.hooks import POSITION, Needs, Seen
 from kvfoot.core.reading import Reader
@@ -36,7 +37,7 @@ def look(span: Span, layer: int, heads: tuple[int, ...], b: int, device: torch.d
     start, n = span.sequence.rows.seen, span.n
     positions = torch.arange(start, start + n, device=device).expand(len(heads), n)
     planes = {POSITION.name: positions[..., None]}
-    rows = torch.tensor(heads, device=device)
+    rows = send(np.array(heads), device)
     left = max(0, span.sequence.prompt - start - n)
     return Seen(layer, rows, positions, start, n, b + n, planes=planes, patched=span.patch > 0, left=left)
 
@@ -52,10 +53,11 @@ def ask(
     keys: Tensor,
     lse: Tensor,
     scale: float,
+    first: int = 0,
 ) -> tuple[dict[str, Tensor], Seen | None]:
     """The planes [R, b, width] of the stored entries after the pass, and what the method is to choose from.
 
-    q: [R, H, n + patch, D]; keys: [R, b + n + patch, D]; lse: of the pass's attention.
+    q: [R, H, n + patch, D]; keys: [R, b + n + patch - first, D], from entry `first` on; lse: of the pass's attention.
     """
     sequence, n, u, layer = span.sequence, span.n, span.patch, seen.layer
     method, rows = sequence.method, sequence.rows
@@ -74,9 +76,9 @@ def ask(
     scope = b if span.cut.scope == "new" else 0
     if Needs.WINDOW_SCORES in method.needs:
         w = u or min(n, method.observers)
-        scores = backend.window_scores(q[:, :, q.shape[2] - w :], keys[:, scope:], scale)
+        scores = backend.window_scores(q[:, :, q.shape[2] - w :], keys[:, scope - first :], scale)
         seen.scores = scores[..., : scores.shape[2] - u]
-    shown = keys[:, scope : b + n]
+    shown = keys[:, scope - first : b + n - first]
     chosen = Seen(
         layer,
         seen.heads,
@@ -92,6 +94,18 @@ def ask(
         seen.left,
     )
     return old, chosen
+
+
+def rescores(span: Span) -> bool:
+    """Whether the pass's queries are asked for once more after their attention."""
+    return bool(span.sequence.method.needs & (Needs.WINDOW_SCORES | Needs.COLUMN_SCORES))
+
+
+def looks_back(span: Span, layer: int, heads: tuple[int, ...]) -> bool:
+    """Whether stored keys are scored, or stored entries chosen among, after the pass."""
+    due = span.cut is not None and span.due is not None and bool(span.due[layer, heads[0]])
+    scored = Needs.COLUMN_SCORES in span.sequence.method.needs and bool(span.sequence.plan.planes)
+    return scored or (due and span.cut is not None and span.cut.scope == "all")
 
 
 def scan(span: Span, before: np.ndarray) -> np.ndarray | None:

@@ -1,4 +1,8 @@
-"""One entry goes for a new one in every row that is full, inside a replayed step: which one, the device alone knows."""
+"""One entry goes for a new one in every row that is full, inside a replayed step: which one, the device alone knows.
+
+A method is asked (`overwrite`), unless it has declared that the least attention mass goes (`outweigh`). Where the
+oldest entry goes, the host knows its slot (engine/oldest.py) and nothing here is called.
+"""
 
 from dataclasses import dataclass
 from typing import cast
@@ -6,8 +10,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from kvfoot.attention.backend import Backend
+from kvfoot.attention.state import Least
 from kvfoot.cache.pool import Pool
 from kvfoot.core.hooks import ABSENT, POSITION, Method, Needs, Seen
+from kvfoot.core.ranking import Mass
 from kvfoot.engine.buffers import Buffers
 
 
@@ -33,13 +40,36 @@ def flat(plane: Tensor) -> Tensor:
     return plane.view(-1, plane.shape[2])
 
 
-def move(pool: Pool, source: Tensor, target: Tensor) -> None:
-    """Entry source[i] to slot target[i], both int64 [E]: onto itself where nothing is to move."""
-    for plane in (pool.k, pool.v, *pool.planes.values()):
-        flat(plane).index_copy_(0, target, flat(plane).index_select(0, source))
+def planes_of(pool: Pool) -> tuple[Tensor, ...]:
+    """Everything that an entry has."""
+    return (pool.k, pool.v, *pool.planes.values())
+
+
+def outweigh(
+    backend: Backend,
+    pool: Pool,
+    buffers: Buffers,
+    ranking: Mass,
+    layer: int,
+    fence: Tensor,
+    logits: Tensor,
+    lse: Tensor,
+) -> None:
+    """After attention, for all rows of a layer: the mass of every entry, and the new one where the least was.
+
+    fence: int64 [R] (Mass.fence); logits: fp32 [R, H, m] in base 2, of the attention whose normaliser is lse [R, H].
+    """
+    words, table = buffers.words, buffers.tables[layer]
+    lens, slots, due = (words[name][layer] for name in ("lens", "slots", "due"))
+    mass = None if ranking.plane is None else pool.planes[ranking.plane]
+    unit = len(lens) // buffers.size if mass is None else 1
+    mean, position = ranking.group == "mean", pool.planes[POSITION.name]
+    least = backend.tally(logits, lse, table, lens, slots, fence, position, mass, mean, unit)
+    backend.replace(planes_of(pool), table, slots, due, least)
 
 
 def overwrite(
+    backend: Backend,
     pool: Pool,
     buffers: Buffers,
     method: Method,
@@ -49,7 +79,7 @@ def overwrite(
     scores: Tensor | None,
     planes: list[str],
 ) -> None:
-    """After attention: the planes that the method keeps up are written, and the new entry goes where the lost one was.
+    """The same by the method's own `observe` and `priority`: its planes are written, and the new entry moves.
 
     position: int64 [R, 1], of the new token. scores: fp32 [R, H, m], its own, zero where a row has no entry. planes:
     names besides the positions.
@@ -80,7 +110,6 @@ def overwrite(
         for name, value in method.observe(seen).items():
             seen.planes[name] = value
             flat(pool.planes[name]).index_copy_(0, target, value.reshape(E * M, -1).to(pool.planes[name].dtype))
-    lost = method.priority(seen).masked_fill(~there, torch.inf).argmin(1, keepdim=True)
-    source = scope.of(words["slots"][layer])
-    due = scope.of(words["due"][layer]) > 0
-    move(pool, source, slots.gather(1, lost)[:, 0].where(due, source))
+    least = Least.of(method.priority(seen).masked_fill(~there, torch.inf))
+    source, due = (scope.of(words[name][layer]) for name in ("slots", "due"))
+    backend.replace(planes_of(pool), table, source, due, least)

@@ -7,27 +7,32 @@ Recorded once per kind of step, replayed with other contents: nothing but the bu
 """
 
 from collections.abc import Sequence as Many
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kvfoot.attention.backend import Backend
+from kvfoot.attention.naive_layer import Target
+from kvfoot.attention.state import State, sink
 from kvfoot.cache.kv import KVCache
 from kvfoot.core.errors import NotFinite, UsageError
-from kvfoot.core.hooks import POSITION, Needs
+from kvfoot.core.hooks import POSITION, Needs, declared
+from kvfoot.core.ranking import Mass
 from kvfoot.core.reading import Reader
 from kvfoot.engine.buffers import Buffers
 from kvfoot.engine.graph import Record, Recorder
 from kvfoot.engine.ledger import WHOLE, Ledger, limits
 from kvfoot.engine.listed import Lists
-from kvfoot.engine.overwrite import Scope, flat, move, overwrite
+from kvfoot.engine.oldest import sinks
+from kvfoot.engine.overwrite import Scope, flat, outweigh, overwrite, planes_of
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
-from kvfoot.engine.span import Heads
 from kvfoot.engine.step import blame
 from kvfoot.models.bridge import Call, PassCache
+from kvfoot.models.fusion import Fusion, settled, untouched
 
 SCORED = Needs.WINDOW_SCORES | Needs.COLUMN_SCORES
 QUIET = "quiet"
@@ -46,9 +51,13 @@ class Resident:
         room: int,
         sampling: Sampling,
         record: Record,
+        fusion: Fusion | None = None,
     ):
-        """sequences: what the shapes follow from. room: tokens that each of them may still take."""
+        """sequences: what the shapes follow from. room: tokens that each of them may still take. fusion: None: every
+        operation around attention is the model's own.
+        """
         self.model, self.backend, self.cache, self.sampling, self.record = model, backend, cache, sampling, record
+        self.fusion = fusion
         self.method, self.plan = sequences[0].method, sequences[0].plan
         g, self.bounds = cache.geometry, np.stack([limits(s) for s in sequences])
         reach = np.minimum(np.stack([s.rows.lens for s in sequences]) + room, self.bounds) + 1
@@ -56,19 +65,28 @@ class Resident:
         widths = [int(-(-n // cache.pool.page_size)) for n in self.entries]
         self.buffers = Buffers(cache.pool, g, size, widths)
         self.planes = [plane.name for plane in self.plan.planes if plane is not POSITION]
+        self.known = sinks(self.method, g) >= 0
         self.scopes = [self._scope(layer) for layer in range(g.layers)]
+        ranking = declared(self.method)
+        self.ranking = ranking if isinstance(ranking, Mass) else None
         self.lists = Lists(self.buffers, cache, backend, self.method) if isinstance(self.method, Reader) else None
         self.graphs: dict[str, Recorder] = {}
         self.ledger: Ledger | None = None
         self.checks: list[Tensor] = []
-        self.position = self.buffers.words["position"]
+        self.position = self.fences = self.buffers.words["position"]
         self.plans: Any = None
         self.kind = QUIET
 
+    def _taken(self, layer: int) -> np.ndarray:
+        """bool [KV heads]: rows that are full one day."""
+        found: np.ndarray = self.bounds[0, layer] < WHOLE
+        return found
+
     def _scope(self, layer: int) -> Scope | None:
+        """None where the device has nothing to find."""
         geometry, device = self.cache.geometry, self.cache.pool.device
-        taken = self.bounds[0, layer] < WHOLE
-        if geometry.window(layer) is not None or not taken.any():
+        taken = self._taken(layer)
+        if self.known[layer] or not taken.any():
             return None
         heads = np.tile(np.arange(geometry.kv_heads), self.buffers.size)
         rows = np.flatnonzero(np.tile(taken, self.buffers.size))
@@ -156,17 +174,22 @@ class Resident:
             self.lists.begin(kind)
         positions = b.words["position"][None]
         self.position = b.words["position"].repeat_interleave(self.cache.geometry.kv_heads)[:, None]
-        output = self.model(
-            input_ids=b.tokens,
-            position_ids=positions,
-            past_key_values=PassCache(self.attend, 0),
-            use_cache=True,
-            logits_to_keep=0,
-        )
+        if self.ranking is not None:
+            self.fences = cast(Tensor, self.ranking.fence(b.words["counts"], self.position[:, 0]))
+        with nullcontext() if self.fusion is None else self.fusion.applied():
+            output = self.model(
+                input_ids=b.tokens,
+                position_ids=positions,
+                past_key_values=PassCache(self.attend, 0),
+                use_cache=True,
+                logits_to_keep=0,
+            )
         logits = output.logits[0].float()
         b.tokens.copy_(self.sampling.choose(logits, b.words["stream"], positions[0] + 1)[None])
-        finite = torch.cat([torch.isfinite(torch.stack(self.checks)), torch.isfinite(logits).all()[None]])
+        sums = torch.stack(self.checks).flatten(1).sum(1, dtype=torch.float32)
+        finite = torch.cat([torch.isfinite(sums), torch.isfinite(logits).all()[None]])
         b.answer.copy_(torch.cat([b.tokens[0], finite.long(), b.fired.flatten()]))
+        self.checks = []
 
     def attend(self, call: Call) -> Tensor:
         """One layer: q [1, heads, B, D], k and v [1, kv_heads, B, D] -> attention output [1, B, heads, D]."""
@@ -177,30 +200,58 @@ class Resident:
                 f"layer {layer} asks for a window of {call.window} tokens, the config for "
                 f"{cache.geometry.window(layer)}"
             )
-        part = Heads(call, cache.geometry.kv_heads, cache.geometry.group)
-        q = part.q.permute(2, 0, 1, 3).flatten(0, 1)
-        k, v = (x.transpose(0, 1).flatten(0, 1).to(pool.dtype) for x in (part.k, part.v))
         slots, lens = b.words["slots"][layer], b.words["lens"][layer]
-        flat(pool.k).index_copy_(0, slots, k)
-        flat(pool.v).index_copy_(0, slots, v)
-        if self.plan.planes and not windowed:
-            flat(pool.planes[POSITION.name]).index_copy_(0, slots, self.position.int())
+        q = self._store(call, slots, bool(self.plan.planes) and not windowed)
         plan = None if self.plans is None else self.plans.layer(layer)
         scope = self.scopes[layer]
+        ranking = None if scope is None or scope.rows is not None else self.ranking
         weights = None
         if self.lists is not None and not windowed:
             state = self.lists.attend(layer, self.kind, q, call.scale, plan)
         else:
             width = len(scope.entry) if scope is not None and self.method.needs & SCORED else 0
             state, weights = self.backend.paged(
-                q, pool.k, pool.v, b.tables[layer], lens, call.scale, plan=plan, width=width
+                q, pool.k, pool.v, b.tables[layer], lens, call.scale, plan=plan, width=width, logits=ranking is not None
             )
-        lse = part.write_steps(state, slice(None))
-        if windowed:
-            move(pool, slots, b.words["goal"][layer])
+        state, own = _sunk(state, call.sinks), state
+        if self.known[layer] and self._taken(layer).any():
+            self.backend.move(planes_of(pool), slots, b.words["goal"][layer])
+        elif ranking is not None and weights is not None:
+            norm = state.lse if Needs.COLUMN_SCORES in self.method.needs else own.lse
+            outweigh(self.backend, pool, b, ranking, layer, self.fences[layer], weights, norm)
         elif scope is not None:
-            if weights is not None and part.sinks is not None and Needs.COLUMN_SCORES in self.method.needs:
-                weights = weights * (state.lse - lse).exp()[..., None].nan_to_num(0.0)
-            overwrite(pool, b, self.method, layer, scope, self.position, weights, self.planes)
-        self.checks.append(part.out.sum(dtype=torch.float32))
-        return part.out.view(1, part.out.shape[0], -1, part.out.shape[3])
+            if weights is not None and call.sinks is not None and Needs.COLUMN_SCORES in self.method.needs:
+                weights = weights * (own.lse - state.lse).exp()[..., None].nan_to_num(0.0)
+            overwrite(self.backend, pool, b, self.method, layer, scope, self.position, weights, self.planes)
+        out = state.out.to(q.dtype).reshape(1, b.size, -1, q.shape[2])
+        self.checks.append(out)
+        return out
+
+    def _store(self, call: Call, slots: Tensor, placed: bool) -> Tensor:
+        """The new entries into their slots, their positions too if `placed`. Returns q by rows, [R, H, D]."""
+        pool, b, G = self.cache.pool, self.buffers, self.cache.geometry.kv_heads
+        if self.fusion is not None and call.k.dtype == call.v.dtype == pool.dtype:
+            (q, k, turn), v = untouched(call.q, call.k), call.v
+            target = Target(pool.k, pool.v, pool.planes[POSITION.name] if placed else None)
+            return self.fusion.kernels.store(q, k, v, turn, slots, b.words["position"], target)
+        q, k, v = settled(call.q), *(_rows(settled(x)).to(pool.dtype) for x in (call.k, call.v))
+        flat(pool.k).index_copy_(0, slots, k)
+        flat(pool.v).index_copy_(0, slots, v)
+        if placed:
+            flat(pool.planes[POSITION.name]).index_copy_(0, slots, self.position.int())
+        return q[0].view(G, -1, *q.shape[2:]).permute(2, 0, 1, 3).flatten(0, 1)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[1, G, B, D] by rows [B x G, D]."""
+    return x[0].transpose(0, 1).flatten(0, 1)
+
+
+def _sunk(state: State, sinks: Tensor | None) -> State:
+    """The state with the sinks' share taken; sinks: a logit per query head of the model."""
+    if sinks is None:
+        return state
+    R, H = state.lse.shape
+    s_RH = sinks.float().view(-1, H).repeat(R * H // len(sinks), 1)
+    whole = sink(State(state.out[:, :, None], state.lse[..., None]), s_RH)
+    return State(whole.out[:, :, 0], whole.lse[..., 0])

@@ -25,6 +25,7 @@ from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
 from kvfoot.engine.span import Span
 from kvfoot.engine.step import Step
+from kvfoot.models.fusion import Fuse
 from kvfoot.models.rotation import Rotation
 
 
@@ -45,7 +46,8 @@ Listener = Callable[[Event], None]
 class Runner:
     """The model, a backend and a pool. stop: token ids that end a generation.
 
-    record: what decode steps are recorded with (engine/graph.py), None: they are launched one by one.
+    record: what decode steps are recorded with (engine/graph.py), None: they are launched one by one. fuse: see
+    Graphs.
     """
 
     def __init__(
@@ -56,9 +58,10 @@ class Runner:
         stop: frozenset[int],
         listener: Listener | None = None,
         record: Record | None = None,
+        fuse: Fuse | None = None,
     ):
         self.model, self.backend, self.cache, self.stop = model, backend, cache, stop
-        self.graphs = None if record is None else Graphs(model, backend, cache, record)
+        self.graphs = None if record is None else Graphs(model, backend, cache, record, fuse)
         self.rotation: Rotation | None = None
         self.tell: Listener = listener or (lambda event: None)
 

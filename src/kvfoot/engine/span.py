@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kvfoot.attention.state import State, sink
+from kvfoot.cache.memory import send
 from kvfoot.core.budget import Cut
 from kvfoot.core.hooks import POSITION, Needs, Projections, Seen
 from kvfoot.core.reading import Reader
@@ -87,7 +88,7 @@ class Block:
     """Rows of one layer and of equal length after attention, before their commit.
 
     keys, values: [R, b + n, D]; new, old: planes of the n new and of the b stored entries; seen: what the method is to
-    choose from, None where everything stays.
+    choose from, None where everything stays. own: keys and values are those of the n new entries, [R, n, D].
     """
 
     heads: tuple[int, ...]
@@ -97,6 +98,7 @@ class Block:
     new: dict[str, Tensor]
     old: dict[str, Tensor]
     seen: Seen | None
+    own: bool = False
 
 
 class Heads:
@@ -114,6 +116,12 @@ class Heads:
         self.out = torch.empty(T, kv_heads, group, D, dtype=call.q.dtype, device=call.q.device)
         self.plain: tuple[Tensor, Tensor] | None = None
 
+    def rows(self, heads: tuple[int, ...]) -> slice | Tensor:
+        """An index of these KV heads: a view where they are all, or one; none that waits for the device."""
+        if len(heads) == len(self.k):
+            return slice(None)
+        return slice(heads[0], heads[0] + 1) if len(heads) == 1 else send(np.array(heads), self.k.device)
+
     def turn(self, rotation: Rotation, positions: Tensor, below: int) -> None:
         """Rotate q and k of all packed tokens to their positions int64 [T]; `plain` is what they were before."""
         self.plain, at = (self.q, self.k), positions[None]
@@ -126,7 +134,7 @@ class Heads:
         q, k = self.plain
         return Projections(q[:, :, at], k[:, at], self.k[:, at], self.v[:, at])
 
-    def write(self, state: State, at: slice, rows: slice | list[int] = slice(None)) -> State:
+    def write(self, state: State, at: slice, rows: slice | list[int] | Tensor = slice(None)) -> State:
         """The attention [R, H, n, D] of some rows and of the tokens `at`; returned with the sinks' share taken."""
         if self.sinks is not None:
             state = sink(state, self.sinks[rows])

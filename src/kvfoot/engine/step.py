@@ -21,7 +21,8 @@ from kvfoot.core.errors import NotFinite, UsageError
 from kvfoot.core.hooks import POSITION, Keep
 from kvfoot.core.reading import Reader
 from kvfoot.engine import reading
-from kvfoot.engine.look import ask, begin_pass, look
+from kvfoot.engine.chunk import Chunk
+from kvfoot.engine.look import ask, begin_pass, look, looks_back, rescores
 from kvfoot.engine.span import Block, Heads, Span
 from kvfoot.models.bridge import Call, PassCache
 from kvfoot.models.rotation import Rotation
@@ -179,10 +180,11 @@ class Step:
         sequence, layer = span.sequence, part.layer
         ragged = span.cut is not None and span.cut.ragged and span.due is not None and bool(span.due[layer, 0])
         blocks: list[Block] = []
+        chunk = Chunk.of(self.cache, self.backend, part, span)
         for heads, b in self.cache.blocks(sequence.rows, layer, span.cut, sequence.plan.band):
             if ruled and span.cut is not None and span.cut.spares(layer)[heads[0]]:
                 continue
-            block = self._block(part, span, heads, b)
+            block = self._block(part, span, heads, b, chunk)
             if ragged:
                 blocks.append(block)
             else:
@@ -191,19 +193,23 @@ class Step:
             own = slice(span.start, span.stop)
             self._divide(span, layer, blocks, part.k[:, own], part.v[:, own])
 
-    def _block(self, part: Heads, span: Span, heads: tuple[int, ...], b: int) -> Block:
+    def _block(self, part: Heads, span: Span, heads: tuple[int, ...], b: int, chunk: Chunk | None) -> Block:
         """R rows of equal length b: their attention output is written; what is to be committed comes back."""
         sequence, n, layer = span.sequence, span.n, part.layer
-        every = len(heads) == len(part.k)
-        rows = slice(None) if every else list(heads)
-        q, k, v = part.q[rows][:, :, span.packed], part.k[rows][:, span.packed], part.v[rows][:, span.packed]
-        keys, values = self._history(span, layer, heads, b, k, v)
+        rows = part.rows(heads)
+        q, k, v = part.q[:, :, span.packed], part.k[rows][:, span.packed], part.v[rows][:, span.packed]
+        if chunk is None or rescores(span):
+            q = q[rows]
+        own = chunk is not None and b > 0 and not looks_back(span, layer, heads)
+        lse = None if chunk is None else chunk.attend(heads, b)
+        keys, values = (k, v) if own else self._history(span, layer, heads, b, k, v)
         stored = keys
-        if span.renumbered:
-            q, keys = self._renumber(span, layer, heads, q, keys)
-        visible = self._visible(span, layer, heads, keys)
-        state = self.backend.attend(q, keys, values, part.scale, True, visible)
-        state = part.write(state, span.packed, rows)
+        if lse is None:
+            if span.renumbered:
+                q, keys = self._renumber(span, layer, heads, q, keys)
+            visible = self._visible(span, layer, heads, keys)
+            state = self.backend.attend(q, keys, values, part.scale, True, visible)
+            lse = part.write(state, span.packed, rows).lse
         new: dict[str, Tensor] = {}
         old: dict[str, Tensor] = {}
         chosen = None
@@ -212,9 +218,11 @@ class Step:
             if span.projected:
                 seen.fresh = part.projections(slice(span.start, span.stop))
             if span.cut is not None or len(sequence.plan.planes) > 1:
-                old, chosen = ask(self.cache, self.backend, span, seen, heads, b, q, keys, state.lse, part.scale)
+                given = (heads, b, q, keys, lse, part.scale, b if own else 0)
+                old, chosen = ask(self.cache, self.backend, span, seen, *given)
             new = {name: value[:, -n:] for name, value in seen.planes.items()}
-        return Block(heads, b, stored[:, : b + n], values[:, : b + n], new, old, chosen)
+        size = n if own else b + n
+        return Block(heads, b, stored[:, :size], values[:, :size], new, old, chosen, own)
 
     def _history(
         self, span: Span, layer: int, heads: tuple[int, ...], b: int, k: Tensor, v: Tensor
@@ -252,8 +260,8 @@ class Step:
         return (p <= q) & ((p > q - band.window) | (p < band.sink))
 
     def _commit(self, span: Span, layer: int, block: Block, keep: Keep | None) -> None:
-        rows = span.sequence.rows
-        self.cache.commit(rows, layer, block.heads, block.keys, block.values, block.new, block.old, span.cut, keep)
+        rows, kv = span.sequence.rows, (block.keys, block.values)
+        self.cache.commit(rows, layer, block.heads, *kv, block.new, block.old, span.cut, keep, block.own)
 
     def _divide(self, span: Span, layer: int, blocks: list[Block], k: Tensor, v: Tensor) -> None:
         """A ragged cut (decision 0006): the method divides the layer's sum, then chooses for rows of equal count.
@@ -272,7 +280,7 @@ class Step:
             assert block.seen is not None
             some = slice(index[0], index[0] + 1) if len(index) == 1 else index
             heads = tuple(block.heads[row] for row in index)
-            if len(blocks) == 1 or block.b == 0:
+            if len(blocks) == 1 or block.b == 0 or block.own:
                 keys, values = block.keys[some], block.values[some]
             else:  # the scratch that held this block's history has gone to the next one
                 keys, values = self.cache.history(sequence.rows, layer, heads, room=n)
@@ -281,7 +289,7 @@ class Step:
             old = {name: value[some] for name, value in block.old.items()}
             seen = block.seen.rows(some, count)
             keep = sequence.method.keep(seen) if count < seen.size else None
-            self._commit(span, layer, Block(heads, block.b, keys, values, new, old, seen), keep)
+            self._commit(span, layer, Block(heads, block.b, keys, values, new, old, seen, block.own), keep)
 
 
 def _places(spans: Spans[Span]) -> tuple[Tensor, int] | None:

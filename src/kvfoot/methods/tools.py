@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvfoot.core.hooks import Seen
+from kvfoot.core.ranking import Join
 
-Join = Literal["mean", "max"]
 Pool = Literal["avg", "max"]
 
 
@@ -63,11 +63,6 @@ def pool(scores: Tensor, kernel: int, kind: Pool) -> Tensor:
 def join(scores: Tensor, how: Join) -> Tensor:
     """Query heads of a KV head to one score: [R, H, m] -> [R, m]."""
     return scores.mean(1) if how == "mean" else scores.amax(1)
-
-
-def portion(share: float, count: int | Tensor) -> int | Tensor:
-    """round(share x count), half to even, also of counts that are on the device."""
-    return (count.double() * share).round().long() if isinstance(count, Tensor) else round(share * count)
 
 
 def uniform(key: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 A script of its own: kernels that are to be compiled must not have been imported under the interpreter. Each wrapper is
 called on tensors without memory; a launch becomes a compilation for sm_90, with the types and the divisibility that the
 arguments have. Prints one JSON object a line: case, kernel, registers, stack, shared (bytes), loads (16-byte
-asynchronous copies), multiplies (tensor core instructions).
+asynchronous copies), multiplies (tensor core instructions), wide (16-byte
+loads), fused (products and sums in one), rounded (fp32
+to bf16, to nearest even).
 """
 
 import json
@@ -24,6 +26,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kvfoot.attention import rings as made_rings
+from kvfoot.attention.naive_layer import Target, Turn
+from kvfoot.attention.state import State
 from kvfoot.attention.triton import (
     append,
     chunk_prefill,
@@ -32,15 +36,21 @@ from kvfoot.attention.triton import (
     compact,
     decode,
     emitted,
+    gated,
+    join,
     locate,
     merge,
     plan,
+    project,
+    replace,
     rings,
+    rms_norm,
     scan,
     select,
+    store,
     stream_prefill,
+    tally,
     vote,
-    weights,
     window_scores,
 )
 
@@ -61,11 +71,13 @@ seen: set[str] = set()
 KERNELS: dict[str, ModuleType] = {
     "append_kernel": append,
     "compact_kernel": compact,
+    "replace_kernel": replace,
+    "tally_kernel": tally,
     "plan_kernel": plan,
     "decode_kernel": decode,
+    "join_kernel": join,
     "locate_kernel": locate,
     "merge_kernel": merge,
-    "weights_kernel": weights,
     "scan_kernel": scan,
     "lse_kernel": scan,
     "keys_kernel": select,
@@ -81,6 +93,11 @@ KERNELS: dict[str, ModuleType] = {
     "stream_prefill_kernel": stream_prefill,
     "column_scores_kernel": column_scores,
     "window_lse_kernel": window_scores,
+    "rms_norm_kernel": rms_norm,
+    "gated_kernel": gated,
+    "store_kernel": store,
+    "project_kernel": project,
+    "gated_project_kernel": project,
 }
 
 
@@ -125,6 +142,9 @@ def budgets(binary: Any) -> dict[str, int]:
         "shared": binary.metadata.shared,
         "loads": len(re.findall(r"cp\.async\.cg\.shared\.global .*0x10", ptx)),
         "multiplies": len(re.findall(r"mma\.sync|wgmma\.mma_async", ptx)),
+        "wide": len(re.findall(r"ld\.global\.v4\.b32", ptx)),
+        "fused": len(re.findall(r"fma\.rn\.(?:f32|f16|bf16)", ptx)),
+        "rounded": len(re.findall(r"cvt\.rn\.bf16", ptx)),
     }
 
 
@@ -190,10 +210,35 @@ def build(ops: list[str], head_size: int, group: int, page_size: int, dtype: tor
             column_scores.column_scores(q, k, table, lens, meta(rows, group, n, kind=torch.float32), 0.1, width)
         if "window" in ops:
             window_scores.window_scores(q[:, :, :32], k, table, lens, 0.1, width)
+        if "join" in ops:
+            turned = meta(n, rows, group, head_size).permute(1, 2, 0, 3)
+            part = State(turned, meta(rows, group, n, kind=torch.float32))
+            join.join(State(turned.float(), part.lse), part, dtype)
         if "append" in ops:
             append.append((k, k), table, lens, (q[:, 0, :1], q[:, 0, :1]))
+        if "layer" in ops:
+            x, heads = meta(1, 3, group * head_size * rows), meta(1, rows, 3, head_size)
+            for first in (True, False):
+                rms_norm.rms_norm(x, x[0, 0], 1e-5, round_first=first)
+            gated.gated(x, x)
+            token, wide = meta(1, 1, 4096), meta(14336, 4096)
+            project.project(token, (meta(4096, 4096), meta(1024, 4096), meta(1024, 4096)), None)
+            project.gated_project(token, wide, wide)
+            queries = meta(1, rows * group, 3, head_size)
+            places, target = meta(3 * rows, kind=torch.int64), Target(k, k, meta(width, page_size, 1, kind=torch.int32))
+            angles = meta(1, 3, head_size)
+            for turn in (Turn(angles, angles), None):
+                store.store(queries, heads, heads, turn, places, places[:3], target)
         if "compact" in ops:
             compact.compact((k, k), table, meta(rows, 512, kind=torch.int64), lens, table)
+        if "evict" in ops:
+            mass, numbers = (meta(width, page_size, w, kind=x) for w, x in ((1, torch.float32), (1, torch.int32)))
+            each, slots = meta(width, page_size, group, kind=torch.float32), meta(rows, kind=torch.int64)
+            score, lse = (meta(rows, group, m, kind=torch.float32) for m in (16000, 1))
+            for plane, unit in ((mass, 1), (each, 1), (None, rows)):
+                least = tally.tally(score, lse[..., 0], table, slots, slots, slots, numbers, plane, plane is mass, unit)
+                replace.replace([k, k, numbers, mass if plane is None else plane], table, slots, slots, least)
+            replace.move([k, k], slots, slots)
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """Decode over ragged rows, its plan, its parts, its scores and its lists, against the definitions."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -44,7 +46,7 @@ def test_decode(D: int, G: int, page: int, dtype: torch.dtype, lens: list[int], 
     assert (found.lse[empty] == -torch.inf).all()
 
 
-@pytest.mark.parametrize(("D", "G", "page", "dtype", "lens"), CASES[:3])
+@pytest.mark.parametrize(("D", "G", "page", "dtype", "lens"), [*CASES[:3], (64, 2, 64, FP32, [1030, 0, 3])])
 def test_emitted_weights(D: int, G: int, page: int, dtype: torch.dtype, lens: list[int]) -> None:
     x = make(lens, D, G, page, dtype)
     width = x.most + 3
@@ -52,6 +54,10 @@ def test_emitted_weights(D: int, G: int, page: int, dtype: torch.dtype, lens: li
     quiet = decode(x.q[:, :, 0], x.k, x.v, x.table, x.lens, x.scale)
     assert torch.equal(state.out, quiet.out), "scores change the output"
     assert close(found, naive_paged.weights(x.q[:, :, 0], x.k, x.table, x.lens, x.scale, width), FP32)
+    again, raw = decode_emitting(x.q[:, :, 0], x.k, x.v, x.table, x.lens, x.scale, width, logits=True)
+    assert torch.equal(again.out, quiet.out)
+    there = (torch.arange(width, device=DEVICE) < x.lens[:, None])[:, None].expand_as(raw)
+    assert close((raw * math.log(2) - again.lse[..., None]).exp()[there], found[there], FP32)
     assert torch.allclose(found.sum(-1), (x.lens > 0).float()[:, None].expand(-1, G), atol=1e-5)
 
 

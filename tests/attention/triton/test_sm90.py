@@ -15,13 +15,16 @@ from kvfoot.attention.triton import decode
 SHARED = 227 * 1024
 """Bytes of shared memory that the programs of a multiprocessor have; one kibibyte of each is the system's."""
 REGISTERS = 65536
-EVERY = ["decode", "emit", "read", "refresh", "chunk", "dense", "stream", "columns", "window", "append", "compact"]
+EVERY = [
+    "decode", "emit", "read", "refresh", "chunk", "dense", "stream", "columns", "window", "append", "compact", "layer",
+    "evict", "join",
+]  # fmt: skip
 CASES: list[dict[str, Any]] = [
     {"head_size": 128, "group": 4, "page_size": 16, "dtype": "bfloat16", "ops": EVERY},
-    {"head_size": 80, "group": 5, "page_size": 64, "dtype": "float16", "ops": ["emit", "patch"]},
+    {"head_size": 80, "group": 5, "page_size": 64, "dtype": "float16", "ops": ["emit", "patch", "layer", "join"]},
     {"head_size": 256, "group": 16, "page_size": 16, "dtype": "bfloat16", "ops": ["emit", "refresh", "stream"]},
     {"head_size": 256, "group": 2, "page_size": 16, "dtype": "float32", "ops": ["decode", "stream"]},
-    {"head_size": 64, "group": 4, "page_size": 32, "dtype": "float32", "ops": ["read", "refresh"]},
+    {"head_size": 64, "group": 4, "page_size": 32, "dtype": "float32", "ops": ["read", "refresh", "layer"]},
     {"head_size": 64, "group": 7, "page_size": 16, "dtype": "bfloat16", "ops": ["emit"]},
 ]
 
@@ -42,7 +45,7 @@ def binaries() -> list[dict[str, Any]]:
 
 def test_every_kernel_compiles_without_spills(binaries: list[dict[str, Any]]) -> None:
     seen = {b["kernel"] for b in binaries}
-    assert len(seen) == 22, seen
+    assert len(seen) == 29, seen
     for b in binaries:
         assert b["stack"] == 0, b
         assert b["registers"] <= 255, b
@@ -78,6 +81,30 @@ def test_products_of_half_precision_run_on_the_tensor_cores(binaries: list[dict[
     for b in binaries:
         if b["kernel"].removesuffix("_kernel") in with_products and "float32" not in b["case"]:
             assert b["multiplies"] > 0, b
+
+
+def test_rotations_round_where_the_model_does(binaries: list[dict[str, Any]]) -> None:
+    """Products and their sum apart; in bf16 each goes through bf16. The kernels of a layer take few registers."""
+    found = [b for b in binaries if b["kernel"] == "store_kernel"]
+    assert len(found) == 6  # with RoPE and without, in three dtypes
+    for b in found:
+        assert b["fused"] == 0, b
+    assert sorted(b["rounded"] > 0 for b in found) == [False] * 5 + [True]
+    for name in ("rms_norm_kernel", "gated_kernel"):
+        some = [b for b in binaries if b["kernel"] == name]
+        assert len(some) >= 3
+        assert all((b["rounded"] > 0) == ("bfloat16" in b["case"]) for b in some)
+    assert all(b["registers"] <= 64 for b in binaries if b["kernel"] in ("store_kernel", "gated_kernel"))
+
+
+def test_weights_are_streamed_sixteen_bytes_at_a_time(binaries: list[dict[str, Any]]) -> None:
+    """Eight loads of a thread under way, and four such programs on a multiprocessor."""
+    found = [b for b in binaries if b["kernel"] in ("project_kernel", "gated_project_kernel")]
+    assert len(found) == 6
+    for b in found:
+        matrices = 3 if b["kernel"] == "project_kernel" else 2
+        assert b["wide"] >= 8 * matrices, b
+        assert 4 * -(-b["registers"] // 8) * 8 * 32 * 4 <= REGISTERS, b
 
 
 def test_importing_the_package_imports_no_gpu_library() -> None:

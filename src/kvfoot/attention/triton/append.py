@@ -1,6 +1,6 @@
 """New entries into their rows' pages (naive_paged.append): keys and values in one launch, other planes one by one.
 
-Rotation stays in the model, which runs unmodified (decision D1), so there is nothing to fuse it with here.
+Of passes that are launched: the model has rotated the keys. A recorded step has store.py.
 """
 
 import torch

@@ -7,11 +7,15 @@ from kvfoot.attention.state import Ragged, State
 from kvfoot.attention.triton import column_scores as columns
 from kvfoot.attention.triton import decode as decoding
 from kvfoot.attention.triton import emitted as refreshing
+from kvfoot.attention.triton import fused
 from kvfoot.attention.triton import window_scores as windows
 from kvfoot.attention.triton.chunk_prefill import chunk_prefill
 from kvfoot.attention.triton.emitted import Emitted
+from kvfoot.attention.triton.join import join
 from kvfoot.attention.triton.plan import Plan
+from kvfoot.attention.triton.replace import move, replace
 from kvfoot.attention.triton.rings import push, refill
+from kvfoot.attention.triton.tally import tally
 from kvfoot.core.errors import UsageError
 
 __all__ = [
@@ -20,11 +24,16 @@ __all__ = [
     "decode",
     "emitted",
     "gathered",
+    "join",
+    "move",
     "name",
     "paged",
+    "piecewise",
     "planned",
     "push",
     "refill",
+    "replace",
+    "tally",
     "window_scores",
 ]
 name = "triton"
@@ -33,10 +42,17 @@ name = "triton"
 def attend(
     q_RHnD: Tensor, k_RmD: Tensor, v_RmD: Tensor, scale: float, causal: bool, visible: Tensor | None = None
 ) -> State:
-    """See naive.attend; out has the queries' dtype."""
+    """See naive.attend; out has the queries' dtype. A long chunk's square and blocks: cuDNN, where fused.suits."""
     if visible is not None:
         raise UsageError("the triton backend has no masks but causal, sinks and window: use the sdpa backend")
+    if fused.suits(q_RHnD, k_RmD, causal):
+        return fused.attend(q_RHnD, k_RmD, v_RmD, scale, causal)
     return chunk_prefill(q_RHnD, k_RmD, v_RmD, None, None, scale, causal)
+
+
+def piecewise(q_GHnD: Tensor, k_GnD: Tensor) -> bool:
+    """See pieces.piecewise: where the pieces are cuDNN's."""
+    return fused.recurs(q_GHnD.shape[2]) and fused.available(q_GHnD, k_GnD)
 
 
 def window_scores(q_RHwD: Tensor, k_RmD: Tensor, scale: float) -> Tensor:
@@ -71,11 +87,12 @@ def paged(
     plan: Plan | None = None,
     width: int = 0,
     read: Tensor | None = None,
+    logits: bool = False,
 ) -> tuple[State, Tensor | None]:
     """See padded.paged."""
     given = (q_RHD, k_pages, v_pages, table_RP, lens_R, scale)
     if width:
-        return decoding.decode_emitting(*given, width, plan=plan, read_RK=read)
+        return decoding.decode_emitting(*given, width, plan=plan, read_RK=read, logits=logits)
     return decoding.decode(*given, plan=plan, read_RK=read), None
 
 

@@ -89,6 +89,19 @@ def join(m, l, s):
     return m_new, share, p, l * share + tl.sum(p, 1)
 
 
+@triton.jit
+def rounded(x, kind: tl.constexpr, EMULATE: tl.constexpr):
+    """fp32 x to the nearest value of dtype `kind`, ties to even, in fp32 again."""
+    if kind == tl.float32:
+        return x
+    elif EMULATE and kind == tl.bfloat16:  # the interpreter cuts the bits off
+        u = x.to(tl.uint32, bitcast=True)
+        near = ((u + 0x7FFF + ((u >> 16) & 1)) >> 16) << 16
+        return tl.where(x == x, near.to(tl.float32, bitcast=True), x)  # noqa: PLR0124
+    else:
+        return x.to(kind).to(tl.float32)
+
+
 def padded(size: int, least: int = 16) -> int:
     return max(least, triton.next_power_of_2(size))
 

@@ -19,7 +19,6 @@ from kvfoot.attention.triton.common import Launch, fetch, offset_of, page_of
 from kvfoot.attention.triton.locate import locate
 from kvfoot.attention.triton.merge import merge
 from kvfoot.attention.triton.plan import Plan, plan
-from kvfoot.attention.triton.weights import weights
 
 
 @triton.jit
@@ -156,11 +155,14 @@ def decode_emitting(
     plan: Plan | None = None,
     read_RK: Tensor | None = None,
     how: Launch | None = None,
+    logits: bool = False,
 ) -> tuple[State, Tensor]:
-    """The same, and the softmax weights fp32 [R, H, width], 0 beyond a row's entries; width >= every length."""
+    """The same, and the softmax weights fp32 [R, H, width], 0 beyond a row's entries; width >= every length.
+
+    `logits`: as they are, in base 2, undefined beyond a row's entries, and not gone over once more.
+    """
     score = common.scratch((*q_RHD.shape[:2], width), torch.float32, q_RHD.device)
-    state = _run(q_RHD, k_pages, v_pages, table_RP, lens_R, scale, plan, read_RK, score, how)
-    weights(score, state.lse, lens_R)
+    state = _run(q_RHD, k_pages, v_pages, table_RP, lens_R, scale, plan, read_RK, score, how, weigh=not logits)
     return state, score
 
 
@@ -175,6 +177,7 @@ def _run(
     read: Tensor | None,
     score: Tensor | None,
     how: Launch | None,
+    weigh: bool = False,
 ) -> State:
     R, H, D = q.shape
     common.check(q, k, k.shape[1], H)
@@ -219,4 +222,4 @@ def _run(
         maxnreg=how.registers,
         num_warps=how.warps,
     )
-    return merge(part, part_lse, made, q.dtype)
+    return merge(part, part_lse, made, q.dtype, score if weigh else None, lens)

@@ -1,13 +1,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from kvfoot.core.geometry import Geometry
-from kvfoot.core.hooks import Method, Needs, Plane, Seen, require
+from kvfoot.core.hooks import Method, Needs, Plane, require
+from kvfoot.core.ranking import Join, Mass
 from kvfoot.core.registry import register
-from kvfoot.methods.tools import Join, join, portion
 
 MASS = "mass"
 
@@ -34,12 +31,6 @@ class H2O(Method):
     def planes(self, geometry: Geometry) -> tuple[Plane, ...]:
         return (Plane(MASS, geometry.group if self.group == "max" else 1),)
 
-    def observe(self, seen: Seen) -> dict[str, Tensor]:
-        assert seen.scores is not None
-        new = seen.scores.mT if self.group == "max" else join(seen.scores, "mean")[..., None]
-        return {MASS: seen.planes[MASS] + new}
-
-    def priority(self, seen: Seen) -> Tensor:
-        mass = seen.planes[MASS].amax(-1)
-        recent = seen.positions > seen.last - portion(self.recent, seen.keep)
-        return mass.masked_fill(recent, torch.inf)
+    @property
+    def ranking(self) -> Mass:
+        return Mass(MASS, self.group, self.recent)

@@ -1,9 +1,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from kvfoot.core.hooks import Method, Seen, require
+from kvfoot.core.hooks import Method, require
+from kvfoot.core.ranking import Recency
 from kvfoot.core.registry import register
 
 
@@ -27,6 +26,6 @@ class Streaming(Method):
     def protected(self) -> int:
         return self.sink + 1
 
-    def priority(self, seen: Seen) -> Tensor:
-        p = seen.positions
-        return p.float().masked_fill(p < self.sink, float("inf"))
+    @property
+    def ranking(self) -> Recency:
+        return Recency(self.sink)

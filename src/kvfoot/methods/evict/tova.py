@@ -1,9 +1,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from kvfoot.core.hooks import Method, Needs, Seen
+from kvfoot.core.hooks import Method, Needs
+from kvfoot.core.ranking import Mass
 from kvfoot.core.registry import register
 
 
@@ -22,8 +21,6 @@ class TOVA(Method):
     def observers(self) -> int:
         return 1
 
-    def priority(self, seen: Seen) -> Tensor:
-        assert seen.scores is not None
-        # All rows of a layer hold the same entries in the same slots, so one mean row speaks for all of them.
-        each = seen.scores.unflatten(0, (seen.sequences, -1)).mean((1, 2), keepdim=True)[:, :, 0]
-        return each.expand(-1, len(seen.heads) // seen.sequences, -1).flatten(0, 1)
+    @property
+    def ranking(self) -> Mass:
+        return Mass()

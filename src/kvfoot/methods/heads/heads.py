@@ -4,11 +4,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from kvfoot.core.budget import Budget, Cut
 from kvfoot.core.geometry import Geometry
-from kvfoot.core.hooks import POSITION, Band, Method, Plan, Seen, require
+from kvfoot.core.hooks import POSITION, Band, Method, Plan, require
+from kvfoot.core.ranking import Recency
 from kvfoot.core.registry import register
 from kvfoot.core.roles import HeadGates, check_sparsity, read_roles, write_roles
 from kvfoot.methods.heads.shipped import find
@@ -119,9 +119,9 @@ class Heads(Method):
         band = Band(self.kept[0], self.kept[1] + 1, ~full) if self.exact else None
         return Plan(tuple(replace(part, cut=cut) for part in plan.passes), cut, (POSITION,), band)
 
-    def priority(self, seen: Seen) -> Tensor:
-        p = seen.positions
-        return p.float().masked_fill(p < self.kept[0], float("inf"))
+    @property
+    def ranking(self) -> Recency:
+        return Recency(self.kept[0])
 
     def options(self) -> dict[str, Any]:
         """With sinks and window as they are used, and the roles that a file's gates became: a record needs no file."""
