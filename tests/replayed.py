@@ -70,7 +70,7 @@ def decode(
     return Done(sequences, [tiny.kept(runner, s) for s in sequences], steps, list(Tape.made))
 
 
-def same(model: Any, name: str, options: dict[str, Any] | None = None, **more: Any) -> Done:
+def same(model: Any, name: str | Method, options: dict[str, Any] | None = None, **more: Any) -> Done:
     """Replayed and launched agree in everything; the replayed one comes back."""
     one, two = (decode(model, name, options, replayed=replayed, **more) for replayed in (True, False))
     assert one.tokens == two.tokens

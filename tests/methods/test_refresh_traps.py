@@ -29,6 +29,7 @@ class Asked:
     past: int = 0
     below: Any = None
     coarse: bool = False
+    sequences: int = 1
 
     def __post_init__(self) -> None:
         R, H, self.n = self.weights.shape
@@ -53,6 +54,16 @@ class Asked:
 
     def contested(self, first: int, last: int) -> tuple[Tensor, int, Tensor | None]:
         return self.weights[..., first : self.n - last].softmax(-1), first, None
+
+    def best(self, *_: Any) -> None:
+        return None
+
+    def vote(self, *_: Any) -> None:
+        return None
+
+    def push(self, queue: Tensor) -> tuple[Tensor, Tensor]:
+        read = torch.cat([queue, self.newest], 1)
+        return read, read[:, 1:]
 
     def unrotated(self) -> Tensor:
         return self.q

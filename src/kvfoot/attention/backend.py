@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvfoot.attention import naive, sdpa
+from kvfoot.attention.rings import Rings
 from kvfoot.attention.state import Least, Ragged, State
 from kvfoot.core.errors import UsageError, did_you_mean
 
@@ -52,6 +53,33 @@ class Backend(Protocol):
         read: Tensor | None = None,
         logits: bool = False,
     ) -> tuple[State, Tensor | None]: ...
+
+    def emitted(
+        self,
+        q_RHD: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        table_RP: Tensor,
+        lens_R: Tensor,
+        scale: float,
+        *,
+        plan: Any = None,
+        values: bool = True,
+    ) -> tuple[State, Any]:
+        """What comes beside the state: see emitted.Emitted."""
+
+    def push(self, rings: Rings, lens_LR: Tensor, slots_LR: Tensor) -> None: ...
+
+    def refill(
+        self,
+        rings: Rings,
+        layer: int,
+        rows_E: Tensor,
+        chosen_EK: Tensor,
+        fired_R: Tensor,
+        table_RP: Tensor,
+        page_size: int,
+    ) -> None: ...
 
     def move(self, planes: Sequence[Tensor], source_R: Tensor, target_R: Tensor) -> None: ...
 

@@ -8,15 +8,18 @@ Where `visible`, bool [R or 1, n, m], is given, it alone says which entries a qu
 import torch
 from torch import Tensor
 
+from kvfoot.attention.emitted import emitted
 from kvfoot.attention.overwrite import move, replace, tally
 from kvfoot.attention.padded import paged, planned
 from kvfoot.attention.pieces import join, piecewise
+from kvfoot.attention.rings import push, refill
 from kvfoot.attention.state import Ragged, State
 
 __all__ = [
     "attend",
     "column_scores",
     "decode",
+    "emitted",
     "gathered",
     "join",
     "move",
@@ -24,6 +27,8 @@ __all__ = [
     "paged",
     "piecewise",
     "planned",
+    "push",
+    "refill",
     "replace",
     "tally",
     "window_scores",

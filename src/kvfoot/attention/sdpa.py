@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kvfoot.attention.emitted import emitted
 from kvfoot.attention.overwrite import move, replace, tally
 from kvfoot.attention.padded import paged, planned
 from kvfoot.attention.pieces import join, piecewise
+from kvfoot.attention.rings import push, refill
 from kvfoot.attention.state import Ragged, State, merge
 from kvfoot.core.errors import UsageError
 
@@ -18,6 +20,7 @@ __all__ = [
     "attend",
     "column_scores",
     "decode",
+    "emitted",
     "gathered",
     "join",
     "move",
@@ -25,6 +28,8 @@ __all__ = [
     "paged",
     "piecewise",
     "planned",
+    "push",
+    "refill",
     "replace",
     "tally",
     "window_scores",

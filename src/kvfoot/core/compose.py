@@ -43,6 +43,8 @@ class Over(Reader):
             ("needs", self.evictor.needs),
             ("total", self.evictor.total),
             ("budgeted", self.evictor.budgeted),
+            ("batched", self.reader.batched),
+            ("queue", self.reader.queue),
         ):
             object.__setattr__(self, name, value)
         super().__post_init__()

@@ -39,7 +39,8 @@ class Query(Protocol):
     q: [R, H, D], key and value: [R, D], its own, after RoPE. step: 0 for the prompt's last token, then 1, 2, ... size:
     entries to read per row. past: tokens right before it that are read once more (`Reader.tokens`). newest: int64
     [R, 1] on the device, n - 1. below: this step's state of the same heads in the next lower layer that has one, None
-    in the first.
+    in the first. sequences: 1, or more where a replayed step asks for several at once (`Reader.batched`): the rows are
+    then theirs one after the other, each a token of its own.
 
     In a replayed step (`Reader.phase`) `n` and `step` are those of the recording: a reader may branch on them as its
     phase says, and takes numbers from `newest`.
@@ -55,6 +56,7 @@ class Query(Protocol):
     value: Tensor
     newest: Tensor
     below: Any
+    sequences: int
 
     def unrotated(self) -> Tensor:
         """q before RoPE, fp32 [R, H, D]: turned back, not kept (`Reader.unrotates`)."""
@@ -70,6 +72,27 @@ class Query(Protocol):
 
     def keys(self, last: int | None = None) -> Tensor:
         """Keys [R, n, D]: the same pass; or those of the last few entries alone."""
+        ...
+
+    def best(self, count: int, kernel: int, group: str, sink: int, leaving: int | None) -> Tensor | None:
+        """Slots int64 [R, count] of the best earlier entries, chosen by a kernel; None where there is none that can.
+
+        By softmax, joined over query heads by `group`, max-pooled over `kernel` neighbours, infinite for the first
+        `sink`; then by the softmax before pooling, then the later one. The `leaving` worst (None: all) come first,
+        worst first.
+        """
+        ...
+
+    def vote(self, first: int, last: int, count: int) -> Tensor | None:
+        """int64 [sequences, count], by a kernel or None: of entries [first, n - last) those that all heads of a
+        sequence vote for most, in any order. A head's votes are its softmax over these entries.
+        """
+        ...
+
+    def push(self, queue: Tensor) -> tuple[Tensor, Tensor]:
+        """A queue of slots (`Reader.queue`) with the query's own at its end, to be read; and, once its first have gone
+        so that it is no longer than `size` or than it was, to be kept.
+        """
         ...
 
     def hold(self, slots: Tensor) -> Held | None:
@@ -91,7 +114,7 @@ class Query(Protocol):
 class Read:
     """What a query reads: slots int64 [R, c], None for everything.
 
-    refresh: the reader is to choose anew (a bool, or one on the device); it then reads what `Reader.refresh` answers,
+    refresh: the reader is to choose anew (a bool, or on the device); it then reads what `Reader.refresh` answers,
     or everything where `full` is set. extra: entries' worth of other tensors that were read (page bounds), per row.
     held: copies of just these entries, in this order.
     """
@@ -108,7 +131,8 @@ class Reader(Method):
     """Base of readers. `keep` (of the prompt) or `budget` is the number of entries read per row and step.
 
     A reader has a state per sequence and layer, made of tensors and never changed in place: `start` makes it from the
-    prompt's last token, `read` chooses for a step, `refresh` chooses anew. None of them waits for the device.
+    prompt's last token, `read` chooses for a step, `refresh` chooses anew. None of them waits for the device. In a
+    replayed step they are asked once per sequence, or once for all where `batched` says that they can be.
 
     verify: the reader drafts that many tokens and one full pass checks them: greedy output is that of full attention
     (arXiv 2408.11049). rectify: every so many steps one full pass reads that many last tokens again and puts their
@@ -128,8 +152,14 @@ class Reader(Method):
     least: ClassVar[int] = 128
     lasting: ClassVar[bool] = True
     """A state is of use to later steps; otherwise to the layers above, in its own step alone."""
-    by_logits: ClassVar[bool] = False
-    """`refresh` asks for logits, not for scores."""
+    batched: ClassVar[bool] = False
+    """Several sequences can be asked about at once (`Query.sequences`): every tensor of a state begins with a row or a
+    sequence a line, and `Read.refresh` is a bool or one per sequence, [sequences].
+    """
+    queue: ClassVar[str | None] = None
+    """Which field of a state is a queue of slots, int64 [R, K]: `read` pushes it at every step (`Query.push`), and does
+    nothing else with it. In a replayed step it is a ring at a fixed address, moved on for all layers in one launch.
+    """
 
     def __post_init__(self) -> None:
         require(self.verify >= 0, f"{self.name}: verify={self.verify} is a number of tokens, 0 for none")

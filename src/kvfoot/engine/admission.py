@@ -23,7 +23,7 @@ def workspace(config: Any, geometry: Geometry, plans: Many[Plan], itemsize: int)
     """Bytes that a run needs beside weights and pool at its worst pass, an estimate from above.
 
     A layer's activations of the largest pass, its queries and keys among them; one layer's gathered history; a block of
-    scores, and those that readers choose by; logits of every sequence.
+    scores, and those that readers choose by; the lists that they read, of all layers; logits of every sequence.
     """
     tokens = max(p.stop - p.start + (p.patch[1] - p.patch[0] if p.patch else 0) for plan in plans for p in plan.passes)
     longest = max(plan.passes[-1].stop for plan in plans)
@@ -35,7 +35,9 @@ def workspace(config: Any, geometry: Geometry, plans: Many[Plan], itemsize: int)
     logits = len(plans) * config.vocab_size * (itemsize + 3 * 4)
     readers = sum(plan.reads is not None for plan in plans)
     scores = 2 * 4 * (BLOCK_ELEMENTS + readers * geometry.kv_heads * geometry.group * (longest + tokens))
-    return activations + history + scores + logits
+    scores += readers * geometry.kv_heads * (longest + tokens) * 5 * 4
+    lists = 8 * geometry.layers * geometry.kv_heads * sum((plan.reads or 0) + 1 for plan in plans)
+    return activations + history + scores + logits + lists
 
 
 def pool_bytes(size: int | float | None, free: int, workspace: int) -> int | None:

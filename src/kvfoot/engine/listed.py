@@ -2,11 +2,14 @@
 
 A row that refreshes reads its whole table and none of its list, any other row the other way round; both are one launch
 each for all rows, and an empty row costs nothing. So a refresh that is decided on the device needs no host, and scores
-are written by rows that refresh alone.
+are written by rows that refresh alone. Where the step itself says that all do, or none, one of the two is left out.
+
+All sequences of a shape are asked about at once (`Reader.batched`). A queue is a ring of located entries: moved on for
+all layers in one launch as the step begins, so that a layer that refreshes nothing is one launch of attention.
 """
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,32 +17,19 @@ import torch
 from torch import Tensor
 
 from kvfoot.attention.backend import Backend
-from kvfoot.attention.state import State, merge
+from kvfoot.attention.rings import Rings
+from kvfoot.attention.state import State
 from kvfoot.cache.kv import KVCache
 from kvfoot.core.reading import Read, Reader
-from kvfoot.engine.asked import Asked
+from kvfoot.engine import states
+from kvfoot.engine.asked import Asked, Rows, Step, take
 from kvfoot.engine.buffers import Buffers
+from kvfoot.engine.groups import Cost, Group, Tally, grouped, queue_of
 from kvfoot.engine.ledger import Ledger
 from kvfoot.engine.sequence import Sequence
 
-Place = tuple[int, int, tuple[int, ...]]
-"""(place in the batch, layer, KV heads): whose state."""
-Rows = slice | Tensor
-"""Among a layer's R rows: neighbours, or int64 numbers."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Entries that a step of a kind reads per row, known when it is recorded: `read` of them by the list, None for all.
-
-    fires: a row may refresh; full: it then reads all that is stored, else `renewed` entries. extra: see Read.
-    """
-
-    read: int | None
-    fires: bool
-    full: bool
-    renewed: int
-    extra: float
+Fires = bool | Tensor
+"""Which of a layer's rows refresh: all, none, or bool [R]."""
 
 
 class Lists:
@@ -50,228 +40,285 @@ class Lists:
 
     def __init__(self, buffers: Buffers, cache: KVCache, backend: Backend, method: Reader):
         self.buffers, self.cache, self.backend, self.method = buffers, cache, backend, method
-        self.states: dict[Place, Any] = {}
+        self.groups: list[Group] = []
+        self.rings: Rings | None = None
         self.sequences: list[Sequence] = []
         self.steps: dict[str, int] = {}
-        self.costs: dict[str, dict[Place, Cost]] = {}
-        self._rows: dict[Place, Rows] = {}
-        self._now: dict[Place, Any] = {}
+        self.costs: dict[str, list[tuple[Group, Cost]]] = {}
+        self._now: dict[tuple[Any, ...], Any] = {}
+        self._newest = self._live = buffers.words["lens"]
+        self._plans: dict[str, tuple[Tensor, Any]] = {}
+        self._tallies: dict[str, Tally] = {}
+        self._parts: dict[int, dict[tuple[int, tuple[int, ...]], Any]] = {}
 
     def attach(self, sequences: Many[Sequence]) -> None:
         """Copy the sequences' states in: of the shapes that are here already (`fits`), or the first ones."""
         self.sequences = list(sequences)
-        for place, state in _places(sequences).items():
-            if place in self.states:
-                if self.method.lasting:
-                    _copy(self.states[place], state)
-            else:
-                self.states[place] = _mapped(state, lambda x: x.clone()) if self.method.lasting else None
-                self._rows[place] = self._located(place)
+        given = grouped(sequences, self.method, self.cache.geometry.kv_heads, self.buffers.device)
+        if not self.groups:
+            self.groups = given
+            self.rings = self._room()
+        elif self.method.lasting:
+            for mine, theirs in zip(self.groups, given, strict=True):
+                states.copy(mine.state, theirs.state)
+        for group in self.groups if self.rings is not None else []:
+            self._fill(
+                group, [queue_of(self.method, sequences[b].reading[group.layer, group.heads]) for b in group.members]
+            )
 
     def fits(self, sequences: Many[Sequence]) -> bool:
-        """Whether what is recorded suits these: the same groups of heads, states of the same shapes."""
-        mine = {place: _shapes(state) for place, state in self.states.items()}
-        theirs = {place: _shapes(state) for place, state in _places(sequences).items()}
-        theirs = theirs if self.method.lasting else {place: [] for place in theirs}
-        sizes = [[s.plan.reads for s in some] for some in (self.sequences, sequences)]
-        return not mine or (mine == theirs and sizes[0] == sizes[1])
+        """Whether what is recorded suits these: the same groups of rows, states of the same shapes."""
+        theirs = grouped(sequences, self.method, self.cache.geometry.kv_heads, self.buffers.device)
+        return not self.groups or [g.key for g in self.groups] == [g.key for g in theirs]
+
+    def _room(self) -> Rings | None:
+        """Rings for all groups, and their states with the ring where the queue was."""
+        if self.method.queue is None:
+            return None
+        L, R = self.buffers.words["lens"].shape
+        rings = Rings.empty(L, R, 1 + max(g.length for g in self.groups), self.buffers.device)
+        for group in self.groups:
+            group.state = replace(group.state, **{self.method.queue: rings})
+            rings.width[group.layer].index_fill_(0, group.number, group.length + 1)
+        return rings
+
+    def _fill(self, group: Group, queues: Many[Tensor]) -> None:
+        assert self.rings is not None
+        every = torch.ones(self.buffers.rows, dtype=torch.bool, device=self.buffers.device)
+        table, size = self.buffers.tables[group.layer], self.cache.pool.page_size
+        self.backend.refill(self.rings, group.layer, group.number, torch.cat(list(queues)), every, table, size)
 
     def detach(self, sequences: Many[Sequence]) -> None:
         """Give the sequences their states back."""
-        for (b, layer, heads), state in self.states.items():
-            if b < len(sequences) and self.method.lasting:
-                sequences[b].reading[layer, heads] = _mapped(state, lambda x: x.clone())
+        for group in self.groups if self.method.lasting else []:
+            state = states.mapped(group.state, lambda x: x.clone())
+            if self.rings is not None and self.method.queue is not None:
+                queue = self.rings.queue(group.layer, group.number, group.length)
+                state = replace(state, **{self.method.queue: queue})
+            for i, b in enumerate(group.members):
+                if b < len(sequences):
+                    sequences[b].reading[group.layer, group.heads] = states.part(state, i, len(group.members))
 
-    def saved(self) -> dict[Place, Any]:
-        return {place: _mapped(state, lambda x: x.clone()) for place, state in self.states.items()}
+    def saved(self) -> list[Any]:
+        """What warming runs change: not the rings, in which rows of length 0 stay as they are."""
+        return [states.mapped(group.state, lambda x: x.clone()) for group in self.groups]
 
-    def restore(self, states: dict[Place, Any]) -> None:
-        for place, state in states.items():
-            _copy(self.states[place], state)
+    def restore(self, saved: list[Any]) -> None:
+        for group, state in zip(self.groups, saved, strict=True):
+            states.copy(group.state, state)
 
-    def attend(self, layer: int, kind: str, q: Tensor, key: Tensor, value: Tensor, scale: float) -> State:
-        """q [R, H, D], key and value [R, D] of the new tokens, stored already. The states move on by a step."""
+    def begin(self, kind: str) -> None:
+        """A step begins: what is the same in all layers."""
+        lens = self.buffers.words["lens"]
+        self._newest, self._live = (lens - 1).clamp(min=0), lens > 0
+        self._plans, self.costs[kind], self._now = {}, [], {}
+        self._tallies.pop(kind, None)
+        self._parts.clear()
+        if self.rings is not None:
+            self.backend.push(self.rings, lens, self.buffers.words["slots"])
+
+    def attend(self, layer: int, kind: str, q: Tensor, scale: float, plan: Any) -> State:
+        """q [R, H, D] of the new tokens, whose entries are stored already. The states move on by a step.
+
+        plan: of whole rows.
+        """
         b, pool = self.buffers, self.cache.pool
         table, lens = b.tables[layer], b.words["lens"][layer]
-        newest = (lens[:, None] - 1).clamp(min=0)
-        asked: dict[Place, tuple[Asked, Any, Read]] = {}
-        for place in (p for p in self.states if p[1] == layer):
-            size, own = self.sequences[place[0]].plan.reads or 0, self._rows[place]
-            n = max(int(self.sequences[place[0]].rows.lens[layer, place[2][0]]), size) + 1
-            of = [_take(x, own) for x in (q, key, value, newest, table)]
-            query = Asked(layer, self.steps[kind], n, size, of[0], of[1], of[2], of[3], of[4], scale, pool.k)
-            query.below = self._below(place)
-            state, chosen = self.method.read(self.states[place], query)
-            asked[place] = query, state, chosen
-        choices = {place: chosen for place, (_, _, chosen) in asked.items()}
-        fires = self._fires(choices, len(lens), q.device)
-        whole, weights = None, None
-        every = [self._rows[place] for place, chosen in choices.items() if chosen.slots is None]
-        if fires is not None or every:
-            emitted = 0 if fires is None or self.method.by_logits else table.shape[1] * pool.page_size
-            reads = torch.zeros(len(lens), dtype=torch.bool, device=q.device) if fires is None else fires.clone()
-            for own in every:
-                _fill(reads, own)
-            whole, weights = self.backend.paged(q, pool.k, pool.v, table, lens.where(reads, 0), scale, width=emitted)
-        lists: list[tuple[Rows, Tensor, Tensor | int]] = []
-        for place, (query, went, chosen) in asked.items():
-            state, own, slots, renewed = went, self._rows[place], chosen.slots, 0
-            listed = 0 if slots is None else slots.shape[1]
-            count: Tensor | int = listed
-            if fires is not None and chosen.refresh is not False:
-                fired = _take(fires, own)
-                query.weights = None if weights is None else _take(weights, own)
-                state, better = self.method.refresh(went, query)
-                state, renewed = _where(fired, state, went), better.shape[1]
-                if slots is not None and not chosen.full:
-                    slots = torch.cat([better.where(fired[:, None], slots[:, :renewed]), slots[:, renewed:]], 1)
-                count = torch.full((len(fired),), listed, device=q.device).where(~fired, 0 if chosen.full else renewed)
-            if slots is not None:
-                lists.append((own, slots, count))
-            self._keep(place, state)
+        newest, stored = self._newest[layer, :, None], b.words["slots"][layer]
+        step = Step(layer, q, newest, stored, pool, table.shape[1] * pool.page_size)
+        asked = [(g, *self._ask(g, kind, step)) for g in self.groups if g.layer == layer]
+        reads = [(group, chosen) for group, _, _, chosen in asked]
+        fires = self._fires(reads, self._live[layer])
+        every = [group for group, chosen in reads if chosen.slots is None]
+        full = any(chosen.full for _, chosen in reads)
+        if full and not all(chosen.full for _, chosen in reads if chosen.refresh is not False):
+            raise TypeError(f"{self.method.name}: a refresh reads everything in some rows of a step, and not in others")
+        whole, emitted, rows = None, None, fires
+        if fires is not False or every:
+            rows = self._marked(fires, every, len(lens))
+            own, plan = (lens, plan) if isinstance(rows, bool) else (lens.where(rows, 0), None)
+            given = (q, pool.k, pool.v, table, own, scale)
+            if fires is False:
+                whole, _ = self.backend.paged(*given, plan=plan)
+            else:
+                whole, emitted = self.backend.emitted(*given, plan=plan, values=full or bool(every))
+        lists: list[tuple[Group, Read, int]] = []
+        for group, query, went, chosen in asked:
+            state, slots, renewed = went, chosen.slots, 0
+            if chosen.refresh is not False and emitted is not None:
+                query.emitted = emitted.of(group.rows)
+                state, slots, renewed = self._refresh(group, query, went, chosen, fires)
+            self._keep(group, state)
+            listed = group.length + 1 if isinstance(slots, Rings) else _width(slots)
+            lists.append((group, replace(chosen, slots=slots), renewed))
             cost = Cost(listed or None, chosen.refresh is not False, chosen.full, renewed, chosen.extra)
-            self.costs.setdefault(kind, {})[place] = cost
-        if fires is not None:
-            b.fired[layer].copy_(fires & (lens > 0))
-        if not lists:
+            self.costs[kind].append((group, cost))
+        if fires is not False:
+            b.fired[layer].copy_(self._live[layer] if fires is True else fires)
+        lists = [x for x in lists if x[1].slots is not None]
+        if not lists or (fires is True and full):
             assert whole is not None
             return whole
-        read, counts = self._listed(lists, lens)
-        part, _ = self.backend.paged(q, pool.k, pool.v, table, counts, scale, read=read)
+        partial = self._read(layer, lists, fires, lens, q, scale)
+        if whole is None or not (full or every):
+            return partial
         # Rows that refresh without reading everything are in `whole` for their scores alone.
-        both = bool(every) or any(chosen.full for chosen in choices.values())
-        return merge(whole, part) if both and whole is not None else part
+        rows = rows if full else self._marked(False, every, len(lens))
+        assert isinstance(rows, Tensor)
+        out = torch.where(rows[:, None, None], whole.out, partial.out)
+        return State(out, torch.where(rows[:, None], whole.lse, partial.lse))
 
-    def _fires(self, choices: dict[Place, Read], rows: int, device: torch.device) -> Tensor | None:
-        """bool [R]: rows that refresh; None in a kind of step where none can."""
-        if all(chosen.refresh is False for chosen in choices.values()):
-            return None
-        fires = torch.zeros(rows, dtype=torch.bool, device=device)
-        for place, chosen in choices.items():
-            if isinstance(chosen.refresh, Tensor):
-                _put(fires, self._rows[place], chosen.refresh.expand(len(place[2])))
-            elif chosen.refresh:
-                _fill(fires, self._rows[place])
-        return fires
+    def _ask(self, group: Group, kind: str, step: Step) -> tuple[Any, Any, Read]:
+        sequence = self.sequences[group.members[0]]
+        n = max(int(sequence.rows.lens[group.layer, group.heads[0]]), group.size) + 1
+        below = next(
+            (
+                self._now[k]
+                for i in range(group.layer - 1, -1, -1)
+                if (k := (i, group.heads, group.members)) in self._now
+            ),
+            None,
+        )
+        query: Any = Asked(step, group.rows, len(group.members), self.steps[kind], n, group.size, below)
+        state, chosen = self.method.read(group.state, query)
+        if query.pushed != (self.rings is not None):
+            raise TypeError(f"{self.method.name}: `read` pushes its queue, and no other, at every step (Reader.queue)")
+        return query, state, chosen
 
-    def _listed(self, lists: list[tuple[Rows, Tensor, Tensor | int]], lens: Tensor) -> tuple[Tensor, Tensor]:
+    def _fires(self, reads: Many[tuple[Group, Read]], live: Tensor) -> Fires:
+        asks = [chosen.refresh for _, chosen in reads]
+        if not any(isinstance(ask, Tensor) for ask in asks):
+            if not any(asks):
+                return False
+            if all(asks) and sum(len(group.number) for group, _ in reads) >= len(self.sequences) * self._heads:
+                return True
+        fires = torch.zeros_like(live) if len(reads) > 1 or len(reads[0][0].number) < len(live) else None
+        for group, chosen in reads:
+            ask = chosen.refresh
+            if isinstance(ask, Tensor):  # one per sequence, for all of its heads
+                ask = ask.reshape(-1, 1).expand(len(group.members), len(group.heads)).reshape(-1)
+            if fires is None:
+                assert isinstance(ask, Tensor)
+                return ask & live
+            _put(fires, group.rows, ask)
+        assert fires is not None
+        return fires & live
+
+    @property
+    def _heads(self) -> int:
+        return self.cache.geometry.kv_heads
+
+    def _marked(self, fires: Fires, every: Many[Group], rows: int) -> Fires:
+        """Rows that are read whole; idle ones may be among them."""
+        if fires is True or sum(len(group.number) for group in every) >= len(self.sequences) * self._heads:
+            return True
+        marked = torch.zeros(rows, dtype=torch.bool, device=self._newest.device) if fires is False else fires.clone()
+        for group in every:
+            _put(marked, group.rows, True)
+        return marked
+
+    def _refresh(self, group: Group, query: Any, went: Any, chosen: Read, fires: Fires) -> tuple[Any, Any, int]:
+        """The state after it, the list to read unless everything is read, how much of it is new where rows fire."""
+        state, better = self.method.refresh(went, query)
+        state, slots, renewed = self._renewed(group, fires, state), chosen.slots, better.shape[1]
+        fired = fires if isinstance(fires, bool) else take(fires, group.rows)
+        if isinstance(slots, Tensor) and not chosen.full:
+            mixed = better if isinstance(fired, bool) else better.where(fired[:, None], slots[:, :renewed])
+            slots = torch.cat([mixed, slots[:, renewed:]], 1)
+        if not isinstance(fired, bool):
+            state = states.chosen(fired, len(group.members), state, went)
+        return state, slots, renewed
+
+    def _renewed(self, group: Group, fires: Fires, state: Any) -> Any:
+        """A state that has chosen anew, its queue in the ring where rows fire."""
+        if self.rings is None or self.method.queue is None:
+            return state
+        queue = queue_of(self.method, state)
+        if queue.shape[1] != group.length:
+            raise TypeError(f"{self.method.name}: a queue of {group.length} entries became one of {queue.shape[1]}")
+        fired = self._live[group.layer] if isinstance(fires, bool) else fires
+        table = self.buffers.tables[group.layer]
+        self.backend.refill(self.rings, group.layer, group.number, queue, fired, table, self.cache.pool.page_size)
+        return replace(state, **{self.method.queue: self.rings})
+
+    def _read(
+        self, layer: int, lists: list[tuple[Group, Read, int]], fires: Fires, lens: Tensor, q: Tensor, scale: float
+    ) -> State:
+        """Attention to the lists, of rows that fire to what they have chosen unless they read everything."""
+        pool = self.cache.pool
+        if self.rings is None:
+            read, counts = self._listed(lists, fires, lens)
+            return self.backend.paged(q, pool.k, pool.v, self.buffers.tables[layer], counts, scale, read=read)[0]
+        k, v = (x.view(-1, 1, x.shape[2]) for x in (pool.k, pool.v))
+        counts, plan = self._counted("renewed" if fires is True else "queued")
+        counts, plan = counts[layer], None if plan is None else plan.layer(layer)
+        if not isinstance(fires, bool):
+            full = any(chosen.full for _, chosen, _ in lists)
+            renewed = counts.new_zeros(()) if full else self._counted("renewed")[0][layer]
+            counts, plan = torch.where(fires, renewed, counts), None
+        return self.backend.paged(q, k, v, self.rings.slot[layer], counts, scale, plan=plan)[0]
+
+    def _counted(self, what: str) -> tuple[Tensor, Any]:
+        """How much of its ring every row reads, [L, R], and the plan of all layers: once a step."""
+        assert self.rings is not None
+        if what not in self._plans:
+            width = self.rings.width if what == "queued" else (self.rings.width - 1).clamp(min=0)
+            counts = width.where(self._live, 0)
+            pool = self.cache.pool
+            self._plans[what] = counts, self.backend.planned(counts, pool.head_dim, pool.dtype)
+        return self._plans[what]
+
+    def _listed(self, lists: list[tuple[Group, Read, int]], fires: Fires, lens: Tensor) -> tuple[Tensor, Tensor]:
         """All rows' lists int64 [R, K] and how much of each counts, 0 in idle rows."""
-        widths = {slots.shape[1] for _, slots, _ in lists}
-        whole = len(widths) == 1 and sum(len(slots) for _, slots, _ in lists) == len(lens)
-        here = lens > 0
-        if whole and all(isinstance(own, slice) for own, _, _ in lists):
-            listed = torch.cat([slots for _, slots, _ in lists]) if len(lists) > 1 else lists[0][1]
-        else:
-            listed = torch.zeros(len(lens), max(widths), dtype=torch.int64, device=lens.device)
-            for own, slots, _ in lists:
-                _put(listed[:, : slots.shape[1]], own, slots)
-        listed = listed.clamp(min=0)  # an idle row lists what it does not have
-        if whole and not any(isinstance(count, Tensor) for _, _, count in lists):
-            return listed, here.long() * widths.pop()
+        widest = max(_width(chosen.slots) for _, chosen, _ in lists)
+        listed = torch.zeros(len(lens), widest, dtype=torch.int64, device=lens.device)
         counts = torch.zeros(len(lens), dtype=torch.int64, device=lens.device)
-        for own, slots, count in lists:
-            given = count if isinstance(count, Tensor) else torch.full((len(slots),), count, device=lens.device)
-            _put(counts, own, given)
-        return listed, counts.where(here, 0)
+        for group, chosen, renewed in lists:
+            assert isinstance(chosen.slots, Tensor)
+            if len(group.number) == len(lens):
+                listed = chosen.slots
+            else:
+                _put(listed[:, : chosen.slots.shape[1]], group.rows, chosen.slots)
+            count: Tensor | int = chosen.slots.shape[1]
+            if chosen.refresh is not False and fires is not False:
+                anew = 0 if chosen.full else renewed
+                count = anew if fires is True else torch.where(take(fires, group.rows), anew, count)
+            _put(counts, group.rows, count)
+        return listed.clamp(min=0), counts.where(lens > 0, 0)  # an idle row lists what it does not have
 
-    def _located(self, place: Place) -> Rows:
-        b, _, heads = place
-        first, every = b * self.cache.geometry.kv_heads, range(self.cache.geometry.kv_heads)
-        if heads == tuple(every):
-            return slice(first, first + len(every))
-        return torch.tensor([first + head for head in heads], device=self.buffers.device)
-
-    def _below(self, place: Place) -> Any:
-        """This step's state of the same heads in the next lower layer that has one."""
-        b, layer, heads = place
-        return next((self._now[b, i, heads] for i in range(layer - 1, -1, -1) if (b, i, heads) in self._now), None)
-
-    def _keep(self, place: Place, state: Any) -> None:
-        self._now[place] = state
+    def _keep(self, group: Group, state: Any) -> None:
+        self._now[group.place] = state
         if self.method.lasting:
-            _copy(self.states[place], state)
+            states.copy(group.state, state)
 
     def account(self, ledger: Ledger, kind: str, fired: np.ndarray) -> None:
         """The step's reads into the sequences' traces. fired: bool [L, R]."""
-        for (b, layer, heads), cost in self.costs[kind].items():
-            if b >= len(ledger.sequences) or not ledger.active[b]:
-                continue
-            p = ledger.sequences[b].trace.passes[-1]
-            assert p.loaded is not None and p.refreshed is not None and p.scan is not None  # noqa: PT018
-            own = list(heads)
-            n = int(p.before[layer, own[0]]) + 1
-            refreshed = cost.fires and bool(fired[layer, b * ledger.shape[2] + own[0]])
-            read = n if cost.read is None else cost.read
-            p.loaded[layer, own] = (n if cost.full else cost.renewed) if refreshed else read
-            p.refreshed[layer, own] = refreshed
+        if kind not in self._tallies:
+            self._tallies[kind] = Tally.of(self.costs[kind], ledger.shape)
+        fired = fired.reshape(ledger.shape)
+        for b in np.flatnonzero(ledger.active[: len(ledger.sequences)]).tolist():
+            self._tallies[kind].add(ledger.sequences[b].trace.passes[-1], b, fired[:, b])
             if not self.method.lasting:  # what it holds, not what it will use
-                ledger.sequences[b].reading[layer, heads] = self._now[b, layer, heads]
-            p.scan[layer, own] += (n if refreshed else 0) + 2 * cost.extra
+                ledger.sequences[b].reading |= self._held(b)
+
+    def _held(self, b: int) -> dict[tuple[int, tuple[int, ...]], Any]:
+        """The step's own states of a sequence, at their fixed addresses."""
+        if b not in self._parts:
+            own = [g for g in self.groups if b in g.members]
+            self._parts[b] = {
+                (g.layer, g.heads): states.part(self._now[g.place], g.members.index(b), len(g.members)) for g in own
+            }
+        return self._parts[b]
 
 
-def _places(sequences: Many[Sequence]) -> dict[Place, Any]:
-    return {(b, *key): state for b, s in enumerate(sequences) for key, state in s.reading.items()}
+def _width(slots: Any) -> int:
+    return slots.shape[1] if isinstance(slots, Tensor) else 0
 
 
-def _mapped(state: Any, change: Any) -> Any:
-    """The state with every tensor changed; a state is a tensor, a dataclass of tensors, or None."""
-    if isinstance(state, Tensor):
-        return change(state)
-    if is_dataclass(state) and not isinstance(state, type):
-        return replace(state, **{f.name: _mapped(getattr(state, f.name), change) for f in fields(state)})
-    return state
-
-
-def _tensors(state: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def note(x: Tensor) -> Tensor:
-        found.append(x)
-        return x
-
-    _mapped(state, note)
-    return found
-
-
-def _shapes(state: Any) -> list[torch.Size]:
-    return [x.shape for x in _tensors(state)]
-
-
-def _copy(target: Any, source: Any) -> None:
-    for to, new in zip(_tensors(target), _tensors(source), strict=True):
-        if new is not to:
-            to.copy_(new)
-
-
-def _take(x: Tensor, rows: Rows) -> Tensor:
-    return x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
-
-
-def _put(x: Tensor, rows: Rows, values: Tensor) -> None:
+def _put(x: Tensor, rows: Rows, values: Tensor | int | bool) -> None:
     if isinstance(rows, slice):
-        x[rows].copy_(values)
-    else:
+        x[rows].copy_(values) if isinstance(values, Tensor) else x[rows].fill_(values)
+    elif isinstance(values, Tensor):
         x.index_copy_(0, rows, values)
-
-
-def _fill(x: Tensor, rows: Rows) -> None:
-    """True in some rows of a bool [R]."""
-    if isinstance(rows, slice):
-        x[rows].fill_(True)
     else:
-        x.index_fill_(0, rows, True)
-
-
-def _where(fired: Tensor, new: Any, old: Any) -> Any:
-    """Row by row; what has no rows follows the first row: a group of rows refreshes together."""
-    others = iter(_tensors(old))
-
-    if old is None:
-        return new
-
-    def pick(x: Tensor) -> Tensor:
-        rows = x.ndim > 0 and len(x) == len(fired)
-        mask = fired.view(-1, *[1] * (x.ndim - 1)) if rows else fired[0]
-        return torch.where(mask, x, next(others))
-
-    return _mapped(new, pick)
+        x.index_fill_(0, rows, values)

@@ -40,7 +40,7 @@ class Asked:
         reading = span.sequence.reading
         self.below = next((reading[i, heads] for i in range(self.layer - 1, -1, -1) if (i, heads) in reading), None)
         self.step = 0 if span.begins else span.sequence.steps
-        self.size, self.past = span.sequence.plan.reads or self.n, span.past
+        self.size, self.past, self.sequences = span.sequence.plan.reads or self.n, span.past, 1
         self.position = self.rows.seen + at - span.start
         self.scanned = 0.0
         self.newest = torch.full((len(self.q), 1), self.n - 1, device=self.q.device)
@@ -66,6 +66,16 @@ class Asked:
             return self.cache.keys(self.rows, self.layer, self.heads)
         slots = torch.arange(self.n - count, self.n, device=self.q.device).expand(len(self.heads), count)
         return self.cache.take_keys(self.rows, self.layer, self.heads, slots)
+
+    def best(self, count: int, kernel: int, group: str, sink: int, leaving: int | None) -> Tensor | None:
+        return None
+
+    def vote(self, first: int, last: int, count: int) -> Tensor | None:
+        return None
+
+    def push(self, queue: Tensor) -> tuple[Tensor, Tensor]:
+        read = torch.cat([queue, self.newest], 1)
+        return read, read[:, -max(self.size, queue.shape[1]) :]
 
     def hold(self, slots: Tensor) -> Held | None:
         if self.cache.pool.storage.plain:

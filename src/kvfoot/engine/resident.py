@@ -170,6 +170,8 @@ class Resident:
         b, pool = self.buffers, self.cache.pool
         self.checks, self.kind = [], kind
         self.plans = self.backend.planned(b.words["lens"], pool.head_dim, pool.dtype)
+        if self.lists is not None:
+            self.lists.begin(kind)
         positions = b.words["position"][None]
         self.position = b.words["position"].repeat_interleave(self.cache.geometry.kv_heads)[:, None]
         if self.ranking is not None:
@@ -199,15 +201,13 @@ class Resident:
                 f"{cache.geometry.window(layer)}"
             )
         slots, lens = b.words["slots"][layer], b.words["lens"][layer]
-        q, k, v = self._store(call, slots, bool(self.plan.planes) and not windowed)
+        q = self._store(call, slots, bool(self.plan.planes) and not windowed)
         plan = None if self.plans is None else self.plans.layer(layer)
         scope = self.scopes[layer]
         ranking = None if scope is None or scope.rows is not None else self.ranking
         weights = None
         if self.lists is not None and not windowed:
-            if k is None or v is None:
-                k, v = flat(pool.k).index_select(0, slots), _rows(call.v)
-            state = self.lists.attend(layer, self.kind, q, k, v, call.scale)
+            state = self.lists.attend(layer, self.kind, q, call.scale, plan)
         else:
             width = len(scope.entry) if scope is not None and self.method.needs & SCORED else 0
             state, weights = self.backend.paged(
@@ -227,22 +227,19 @@ class Resident:
         self.checks.append(out)
         return out
 
-    def _store(self, call: Call, slots: Tensor, placed: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The new entries into their slots, their positions too if `placed`. Returns by rows: q [R, H, D]; k and v
-        [R, D] where they were put into rows.
-        """
+    def _store(self, call: Call, slots: Tensor, placed: bool) -> Tensor:
+        """The new entries into their slots, their positions too if `placed`. Returns q by rows, [R, H, D]."""
         pool, b, G = self.cache.pool, self.buffers, self.cache.geometry.kv_heads
         if self.fusion is not None and call.k.dtype == call.v.dtype == pool.dtype:
             (q, k, turn), v = untouched(call.q, call.k), call.v
             target = Target(pool.k, pool.v, pool.planes[POSITION.name] if placed else None)
-            q = self.fusion.kernels.store(q, k, v, turn, slots, b.words["position"], target)
-            return q, None, None
+            return self.fusion.kernels.store(q, k, v, turn, slots, b.words["position"], target)
         q, k, v = settled(call.q), *(_rows(settled(x)).to(pool.dtype) for x in (call.k, call.v))
         flat(pool.k).index_copy_(0, slots, k)
         flat(pool.v).index_copy_(0, slots, v)
         if placed:
             flat(pool.planes[POSITION.name]).index_copy_(0, slots, self.position.int())
-        return q[0].view(G, -1, *q.shape[2:]).permute(2, 0, 1, 3).flatten(0, 1), k, v
+        return q[0].view(G, -1, *q.shape[2:]).permute(2, 0, 1, 3).flatten(0, 1)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kvfoot.attention import rings as made_rings
 from kvfoot.attention.naive_layer import Target, Turn
 from kvfoot.attention.state import Least, State
 from kvfoot.attention.triton import (
@@ -34,6 +35,7 @@ from kvfoot.attention.triton import (
     common,
     compact,
     decode,
+    emitted,
     gated,
     join,
     locate,
@@ -41,10 +43,14 @@ from kvfoot.attention.triton import (
     plan,
     project,
     replace,
+    rings,
     rms_norm,
+    scan,
+    select,
     store,
     stream_prefill,
     tally,
+    vote,
     window_scores,
 )
 
@@ -53,6 +59,7 @@ TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.float32: "*fp32",
+    torch.bool: "*i1",
     torch.int8: "*i8",
     torch.int16: "*i16",
     torch.int32: "*i32",
@@ -71,6 +78,17 @@ KERNELS: dict[str, ModuleType] = {
     "join_kernel": join,
     "locate_kernel": locate,
     "merge_kernel": merge,
+    "scan_kernel": scan,
+    "lse_kernel": scan,
+    "keys_kernel": select,
+    "narrow_kernel": select,
+    "count_kernel": select,
+    "scatter_kernel": select,
+    "rank_kernel": select,
+    "mass_kernel": vote,
+    "vote_kernel": vote,
+    "push_kernel": rings,
+    "refill_kernel": rings,
     "chunk_prefill_kernel": chunk_prefill,
     "stream_prefill_kernel": stream_prefill,
     "column_scores_kernel": column_scores,
@@ -170,6 +188,15 @@ def build(ops: list[str], head_size: int, group: int, page_size: int, dtype: tor
             decode.decode_emitting(one, k, k, table, lens, 0.1, width)
         if "read" in ops:
             decode.decode(one, k, k, table, lens, 0.1, read_RK=meta(rows, 64, kind=torch.int32))
+        if "refresh" in ops:
+            for values in (True, False):
+                _, found = emitted.emitted(one, k, k, table, lens.long(), 0.1, None, values)
+                chosen = found.best(512, 7, "max", 0, 64)
+                found.vote(1, 128, 512, 2048)
+            ring = made_rings.Rings.empty(2, rows, 513, chosen.device)
+            rings.push(ring, meta(2, rows, kind=torch.int64), meta(2, rows, kind=torch.int64))
+            fired, own = meta(rows, kind=torch.bool), meta(rows, kind=torch.int64)
+            rings.refill(ring, 0, own, chosen, fired, table, page_size)
         if "chunk" in ops:
             chunk_prefill.chunk_prefill(q, k, k, table, lens, 0.1, True)
         if "patch" in ops:

@@ -8,9 +8,18 @@ from paged import DEVICE
 
 import tiny
 from families import SHAPES, build
+from kvfoot.attention.triton import select
 from kvfoot.models.fusion import Fuse
 from replayed import decode
 from tape import Rerun
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "BLOCK", 32)
+    monkeypatch.setattr(select, "BINS", 128)
+    monkeypatch.setattr(select, "COMPARED", 1)
+
 
 RUNS: list[dict[str, Any]] = [
     {"method": "full", "chunk": 17},
@@ -40,10 +49,14 @@ RESIDENT: list[dict[str, Any]] = [
     {"method": "random", "budget": 16, "options": {"window": 3}},
     {"method": "heads", "options": {"roles": "10/01", "sink": 2, "window": 8}},
     {"method": "refreshkv", "budget": 12, "options": {"every": 2, "similarity": 0.9}},
+    {"method": "refreshkv", "budget": 12, "options": {"every": 2, "mode": "score_only", "schedule": "fixed"}},
+    {"method": "refreshkv", "budget": 12, "options": {"every": 2, "mode": "score_only", "similarity": 0.8}},
+    {"method": "tidaldecode", "budget": 12, "options": {"skip": 0, "again": 1}},
+    {"method": "tokenselect", "budget": 12, "options": {"sink": 2, "window": 3, "similarity": 0.9}},
 ]
 
 
-@pytest.mark.parametrize("run", RESIDENT, ids=lambda run: run["method"])
+@pytest.mark.parametrize("run", RESIDENT, ids=lambda run: f"{run['method']}{run.get('options', '')}")
 def test_a_resident_step_writes_the_same(run: dict[str, Any]) -> None:
     """Lengths on the device, one plan for all layers, idle rows, emitted scores, lists beside tables."""
     model = tiny.make(layers=2, kv_heads=2, group=3, head_dim=64).to(DEVICE)

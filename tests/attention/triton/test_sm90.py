@@ -16,17 +16,20 @@ SHARED = 227 * 1024
 """Bytes of shared memory that the programs of a multiprocessor have; one kibibyte of each is the system's."""
 REGISTERS = 65536
 EVERY = [
-    "decode", "emit", "read", "chunk", "dense", "stream", "columns", "window", "append", "compact", "layer", "evict",
-    "join",
+    "decode", "emit", "read", "refresh", "chunk", "dense", "stream", "columns", "window", "append", "compact", "layer",
+    "evict", "join",
 ]  # fmt: skip
 CASES: list[dict[str, Any]] = [
     {"head_size": 128, "group": 4, "page_size": 16, "dtype": "bfloat16", "ops": EVERY},
     {"head_size": 80, "group": 5, "page_size": 64, "dtype": "float16", "ops": ["emit", "patch", "layer", "join"]},
-    {"head_size": 256, "group": 16, "page_size": 16, "dtype": "bfloat16", "ops": ["emit", "stream"]},
+    {"head_size": 256, "group": 16, "page_size": 16, "dtype": "bfloat16", "ops": ["emit", "refresh", "stream"]},
     {"head_size": 256, "group": 2, "page_size": 16, "dtype": "float32", "ops": ["decode", "stream"]},
-    {"head_size": 64, "group": 4, "page_size": 32, "dtype": "float32", "ops": ["read", "layer"]},
+    {"head_size": 64, "group": 4, "page_size": 32, "dtype": "float32", "ops": ["read", "refresh", "layer"]},
     {"head_size": 64, "group": 7, "page_size": 16, "dtype": "bfloat16", "ops": ["emit"]},
 ]
+
+
+LOADING = ("decode_kernel", "scan_kernel", "chunk_prefill_kernel", "stream_prefill_kernel", "window_lse_kernel")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def binaries() -> list[dict[str, Any]]:
 
 def test_every_kernel_compiles_without_spills(binaries: list[dict[str, Any]]) -> None:
     seen = {b["kernel"] for b in binaries}
-    assert len(seen) == 19, seen
+    assert len(seen) == 29, seen
     for b in binaries:
         assert b["stack"] == 0, b
         assert b["registers"] <= 255, b
@@ -51,8 +54,8 @@ def test_every_kernel_compiles_without_spills(binaries: list[dict[str, Any]]) ->
 
 def test_the_planned_decode_programs_are_resident_at_once(binaries: list[dict[str, Any]]) -> None:
     """Equal shares are equal times only if all run together: registers in steps of 8, 32 threads a warp."""
-    found = [b for b in binaries if b["kernel"] == "decode_kernel"]
-    assert len(found) == 8
+    found = [b for b in binaries if b["kernel"] in ("decode_kernel", "scan_kernel")]
+    assert len(found) == 14
     for b in found:
         head_size, dtype = int(b["case"].split()[0][1:]), getattr(torch, b["case"].split()[-1])
         how = decode.launch(head_size, dtype)
@@ -64,9 +67,9 @@ def test_the_planned_decode_programs_are_resident_at_once(binaries: list[dict[st
 def test_keys_come_by_asynchronous_copies_into_as_many_buffers_as_asked_for(binaries: list[dict[str, Any]]) -> None:
     """16 bytes at a time. The page-table load is hoisted: with it in the iteration there would be one buffer."""
     for b in binaries:
-        if b["kernel"] in ("decode_kernel", "chunk_prefill_kernel", "stream_prefill_kernel", "window_lse_kernel"):
+        if b["kernel"] in LOADING:
             assert b["loads"] > 0, b
-        if b["kernel"] == "decode_kernel":
+        if b["kernel"] in ("decode_kernel", "scan_kernel"):
             head_size, dtype = int(b["case"].split()[0][1:]), getattr(torch, b["case"].split()[-1])
             how = decode.launch(head_size, dtype)
             width = 1 << (head_size - 1).bit_length()
@@ -74,7 +77,7 @@ def test_keys_come_by_asynchronous_copies_into_as_many_buffers_as_asked_for(bina
 
 
 def test_products_of_half_precision_run_on_the_tensor_cores(binaries: list[dict[str, Any]]) -> None:
-    with_products = ("decode", "chunk_prefill", "stream_prefill", "column_scores", "window_lse")
+    with_products = ("decode", "scan", "chunk_prefill", "stream_prefill", "column_scores", "window_lse")
     for b in binaries:
         if b["kernel"].removesuffix("_kernel") in with_products and "float32" not in b["case"]:
             assert b["multiplies"] > 0, b

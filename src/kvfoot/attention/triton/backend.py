@@ -10,18 +10,22 @@ from kvfoot.attention import sdpa
 from kvfoot.attention.state import Ragged, State
 from kvfoot.attention.triton import column_scores as columns
 from kvfoot.attention.triton import decode as decoding
+from kvfoot.attention.triton import emitted as refreshing
 from kvfoot.attention.triton import fused
 from kvfoot.attention.triton import window_scores as windows
 from kvfoot.attention.triton.chunk_prefill import chunk_prefill
+from kvfoot.attention.triton.emitted import Emitted
 from kvfoot.attention.triton.join import join
 from kvfoot.attention.triton.plan import Plan
 from kvfoot.attention.triton.replace import move, replace
+from kvfoot.attention.triton.rings import push, refill
 from kvfoot.attention.triton.tally import tally
 
 __all__ = [
     "attend",
     "column_scores",
     "decode",
+    "emitted",
     "gathered",
     "join",
     "move",
@@ -29,6 +33,8 @@ __all__ = [
     "paged",
     "piecewise",
     "planned",
+    "push",
+    "refill",
     "replace",
     "tally",
     "window_scores",
@@ -91,6 +97,21 @@ def paged(
     if width:
         return decoding.decode_emitting(*given, width, plan=plan, read_RK=read, logits=logits)
     return decoding.decode(*given, plan=plan, read_RK=read), None
+
+
+def emitted(
+    q_RHD: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    table_RP: Tensor,
+    lens_R: Tensor,
+    scale: float,
+    *,
+    plan: Plan | None = None,
+    values: bool = True,
+) -> tuple[State, Emitted]:
+    """See emitted.emitted."""
+    return refreshing.emitted(q_RHD, k_pages, v_pages, table_RP, lens_R, scale, plan, values)
 
 
 def gathered(q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, slots_Rm: Tensor, scale: float) -> State:

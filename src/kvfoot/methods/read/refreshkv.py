@@ -1,5 +1,5 @@
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,13 @@ from kvfoot.methods.tools import Join, join, pool
 class Partial:
     """slots: int64 [R, K], what a partial step reads: selected entries, worst first, then the newest; a queue.
 
-    reference: fp32 [R or 1, w], the query that the next ones are compared with. gap: int64 [], steps since a refresh.
-    held: copies of the same entries, where the cache is coarse or far away.
+    reference: fp32 [B, KV heads or 1, w], the query of each of B sequences that the next ones are compared with. since:
+    int64 [B], the entry of that query. held: copies of the same entries, where the cache is coarse or far away.
     """
 
     slots: Tensor
     reference: Tensor
-    gap: Tensor
+    since: Tensor
     held: Held | None = None
 
 
@@ -66,6 +66,9 @@ class RefreshKV(Reader):
     grow: float = 0.0
     values: Place = "device"
 
+    batched: ClassVar[bool] = True
+    queue: ClassVar[str | None] = "slots"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         name = self.name
@@ -97,11 +100,9 @@ class RefreshKV(Reader):
         return self.refresh(None, query)[0]
 
     def read(self, state: Partial, query: Query) -> tuple[Partial, Read]:
-        size = max(query.size, state.slots.shape[1])
-        slots = torch.cat([state.slots, query.newest], 1)
+        slots, kept = query.push(state.slots)
         held = None if state.held is None else state.held.push(query)
-        kept = None if held is None else held.last(size)
-        state = replace(state, slots=slots[:, -size:], gap=state.gap + 1, held=kept)
+        state = replace(state, slots=kept, held=None if held is None else held.last(kept.shape[1]))
         if query.n <= query.size:
             return state, Read(None)
         if query.step % self.every:
@@ -115,32 +116,44 @@ class RefreshKV(Reader):
 
     def refresh(self, state: Partial | None, query: Query) -> tuple[Partial, Tensor]:
         slots = self._select(query)
-        return Partial(slots, self._compared(query), _zero(query), query.hold(slots)), slots
+        return Partial(slots, self._compared(query), _newest(query), query.hold(slots)), slots
 
     def _fires(self, state: Partial, query: Query) -> bool | Tensor:
         if self.schedule == "fixed":
             return True
         cosine = F.cosine_similarity(self._compared(query), state.reference, dim=-1)
-        fires = (cosine <= self.similarity).any()
-        return fires if self.max_gap is None else fires | (state.gap + self.every > self.max_gap)
+        fires = (cosine <= self.similarity).any(1)
+        return fires if self.max_gap is None else fires | (_newest(query) - state.since + self.every > self.max_gap)
+
+    @property
+    def _longest(self) -> int | None:
+        """Most steps from one refresh to the next."""
+        if self.schedule == "fixed":
+            return self.every
+        return None if self.max_gap is None else max(self.every, self.max_gap)
 
     def _compared(self, query: Query) -> Tensor:
         q = query.unrotated() if self.prerope else query.q.float()
+        q = q.unflatten(0, (query.sequences, -1))
         if self.query == "concat":
-            return q.flatten()[None]
-        return q.mean((0, 1))[None] if self.query == "mean" else q.mean(1)
+            return q.flatten(1)[:, None]
+        return q.mean((1, 2))[:, None] if self.query == "mean" else q.mean(2)
 
     def _select(self, query: Query) -> Tensor:
         """Slots int64 [R, K] of the best of the earlier entries, worst first, then the newest."""
         count = min(max(query.size, int(self.grow * query.n)), query.n) - 1
-        scores, there = query.earlier(query.scores())
-        return torch.cat([best(scores, count, self.kernel, self.group, self.sink, there), query.newest], 1)
+        slots = query.best(count, self.kernel, self.group, self.sink, self._longest)
+        if slots is None:
+            scores, there = query.earlier(query.scores())
+            slots = best(scores, count, self.kernel, self.group, self.sink, there)
+        return torch.cat([slots, query.newest], 1)
 
 
 def best(
     scores: Tensor, count: int, kernel: int = 7, group: Join = "max", sink: int = 0, there: Tensor | None = None
 ) -> Tensor:
-    """int64 [R, count], worst first: of entries whose attention is fp32 [R, H, m]; ties by the score before pooling.
+    """int64 [R, count], worst first: of entries whose attention is fp32 [R, H, m]; ties by the score before pooling,
+    then the later one.
 
     there: bool [R, m], entries that may be chosen, where not all.
     """
@@ -150,8 +163,9 @@ def best(
     key = pooled.view(torch.int32).long() << 31 | join(scores, group).contiguous().view(torch.int32)
     if there is not None:
         key = key.masked_fill(~there, -1)
-    return key.topk(count, sorted=True).indices.flip(1)
+    return key.sort(dim=1, stable=True).indices[:, key.shape[1] - count :]
 
 
-def _zero(query: Query) -> Tensor:
-    return torch.zeros((), dtype=torch.int64, device=query.q.device)
+def _newest(query: Query) -> Tensor:
+    """int64 [B]"""
+    return query.newest.unflatten(0, (query.sequences, -1))[:, 0, 0]

@@ -30,7 +30,7 @@ class TidalDecode(Reader):
     group: Join = "max"
     aligned: ClassVar[bool] = True
     lasting: ClassVar[bool] = False
-    by_logits: ClassVar[bool] = True
+    batched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,9 @@ from kvfoot.core.registry import register
 
 @dataclass(frozen=True)
 class Selected:
-    """slots: int64 [R, k], ascending, the same in all rows; q: fp32 [w], all heads of the query that chose them."""
+    """slots: int64 [R, k], the same in all rows of a sequence, ascending where torch has chosen them; q: fp32 [B, w],
+    all heads of the query that chose them, of each of B sequences.
+    """
 
     slots: Tensor
     q: Tensor
@@ -43,6 +45,7 @@ class TokenSelect(Reader):
     similarity: float = 0.9
     least: ClassVar[int] = 128 + 2048 + 512
     aligned: ClassVar[bool] = True
+    batched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +71,7 @@ class TokenSelect(Reader):
             return state, Read(None)
         if state.slots.shape[1] < query.size - self.sink - self.window:
             return state, Read(None, refresh=True)  # chosen when everything was read
-        alike = F.cosine_similarity(flat(query), state.q, 0)
+        alike = F.cosine_similarity(flat(query), state.q)
         return state, Read(self._around(state.slots, query), alike < self.similarity)
 
     def phase(self, step: int, n: int, size: int) -> str | None:
@@ -76,13 +79,18 @@ class TokenSelect(Reader):
 
     def refresh(self, state: Selected | None, query: Query) -> tuple[Selected, Tensor]:
         count = query.size - self.sink - self.window
-        p, first, there = query.contested(self.sink, self.window)
-        votes = p.sum((0, 1))
-        if there is not None:
-            votes = votes.masked_fill(~there[0], -1)
-        chosen = votes.topk(min(count, len(votes)), sorted=False).indices.sort().values + first
-        slots = chosen.expand(len(query.q), -1)
+        chosen = query.vote(self.sink, self.window, count)
+        if chosen is None:
+            chosen = self._voted(query, count)
+        slots = chosen.repeat_interleave(len(query.q) // query.sequences, 0)
         return Selected(slots, flat(query)), self._around(slots, query)
+
+    def _voted(self, query: Query, count: int) -> Tensor:
+        p, first, there = query.contested(self.sink, self.window)
+        votes = p.unflatten(0, (query.sequences, -1)).sum((1, 2))
+        if there is not None:
+            votes = votes.masked_fill(~there.unflatten(0, (query.sequences, -1))[:, 0], -1)
+        return votes.topk(min(count, votes.shape[1]), sorted=False).indices.sort().values + first
 
     def _around(self, slots: Tensor, query: Query) -> Tensor:
         rows, device = len(slots), slots.device
@@ -92,4 +100,4 @@ class TokenSelect(Reader):
 
 
 def flat(query: Query) -> Tensor:
-    return query.q.float().flatten()
+    return query.q.float().reshape(query.sequences, -1)

@@ -1,0 +1,131 @@
+"""Readers in replayed steps: what they hold afterwards, sequences of several shapes, readers that know of one only."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from kvfoot.core.reading import Query, Read, Reader
+from replayed import decode, same
+
+SHAPES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("refreshkv", {"every": 3, "schedule": "fixed"}, {"budget": 24}),
+    ("refreshkv", {"every": 2, "similarity": 0.6}, {"keep": 0.4}),
+    ("refreshkv", {"every": 2, "similarity": 0.6, "mode": "score_only", "query": "kv_head"}, {"keep": 0.4}),
+    ("refreshkv+adakv", {"size": 12, "every": 3, "schedule": "fixed", "window": 4}, {"keep": 0.7}),
+    ("tokenselect", {"sink": 2, "window": 5, "similarity": 0.5}, {"keep": 0.5}),
+    ("tidaldecode", {"skip": 0, "again": 1}, {"keep": 0.4}),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "mode"), SHAPES)
+def test_the_states_that_are_given_back(name: str, options: dict[str, Any], mode: dict[str, Any]) -> None:
+    """A fraction gives unequal prompts lists of their own lengths: groups of one sequence, and of two."""
+    found, launched = (
+        decode(tiny.llama(), name, options, lengths=(61, 30, 47, 30), replayed=on, new=23, **mode)
+        for on in (True, False)
+    )
+    assert found.tokens == launched.tokens
+    assert found.steps == 22
+    if name == "tidaldecode":
+        return  # its states end with the step
+    for mine, theirs in zip(found.sequences, launched.sequences, strict=True):
+        assert mine.trace.strides() == pytest.approx(theirs.trace.strides(), nan_ok=True)
+        assert mine.reading.keys() == theirs.reading.keys()
+        for place, state in mine.reading.items():
+            assert torch.equal(state.slots, theirs.reading[place].slots)
+            assert state.slots.dtype == torch.int64
+
+
+def test_a_ring_turns_over_more_than_once() -> None:
+    """K = 5: after 30 steps nothing of the selection is left, and the newest are there in order."""
+    options = {"similarity": -2, "max_gap": None}
+    found = same(tiny.llama(), "refreshkv", options, budget=5, lengths=(30, 20), new=31)
+    for s in found.sequences:
+        n = int(s.rows.lens.max())
+        for state in s.reading.values():
+            assert state.slots.tolist() == [list(range(n - 5, n))] * 2
+
+
+@dataclass(frozen=True)
+class Turn:
+    """slots: int64 [R, K]; turn: int64 [], steps of this sequence so far."""
+
+    slots: Tensor
+    turn: Tensor
+
+
+@dataclass(frozen=True)
+class Alone(Reader):
+    """Knows of one sequence: a state without rows, a refresh that is one bool on the device."""
+
+    name: ClassVar[str] = "alone"
+
+    def start(self, query: Query) -> Turn:
+        return self.refresh(Turn(query.newest, (query.newest[0, 0] + 1) % 2), query)[0]
+
+    def read(self, state: Turn, query: Query) -> tuple[Turn, Read]:
+        if query.n <= query.size + 1:
+            return state, Read(None)
+        slots = torch.cat([state.slots, query.newest], 1)
+        sign = (query.key[0, 0] > query.value[0, 0]).long()
+        return replace(state, turn=state.turn + 1), Read(slots, (state.turn + sign) % 3 == 0)
+
+    def refresh(self, state: Turn, query: Query) -> tuple[Turn, Tensor]:
+        scores, _ = query.earlier(query.scores())
+        slots = scores.sum(1).topk(min(query.size, query.n - 1)).indices
+        return replace(state, slots=slots), torch.cat([slots, query.newest], 1)
+
+    def phase(self, step: int, n: int, size: int) -> str | None:
+        return None if n <= size + 1 else "only"
+
+
+def test_a_reader_that_knows_of_one_sequence() -> None:
+    """Asked sequence by sequence, each with its own clock."""
+    found = same(tiny.llama(), Alone(), budget=9, lengths=(61, 30, 47))
+    fired = [tuple(bool(p.refreshed.all()) for p in s.trace.passes if p.refreshed is not None) for s in found.sequences]
+    assert len(set(fired)) == 3
+    assert all(0 < sum(own) < len(own) for own in fired)
+
+
+@dataclass(frozen=True)
+class Queue:
+    slots: Tensor
+
+
+@dataclass(frozen=True)
+class Careless(Alone):
+    """Says that it has a queue, and leaves it alone."""
+
+    queue: ClassVar[str | None] = "slots"
+
+    def start(self, query: Query) -> Queue:  # type: ignore[override]
+        return Queue(query.newest)
+
+    def read(self, state: Queue, query: Query) -> tuple[Queue, Read]:  # type: ignore[override]
+        return state, Read(query.newest)
+
+
+@dataclass(frozen=True)
+class Curious(Careless):
+    """Looks at its weights before it has asked for them."""
+
+    def read(self, state: Queue, query: Query) -> tuple[Queue, Read]:  # type: ignore[override]
+        slots, kept = query.push(state.slots)
+        query.scores()
+        return Queue(kept), Read(slots)
+
+
+@pytest.mark.parametrize(
+    ("method", "line"),
+    [
+        (Careless(), "alone: `read` pushes its queue, and no other"),
+        (Curious(), "asks for logits and scores in `refresh`"),
+    ],
+)
+def test_what_a_reader_may_not_do_in_a_replayed_step(method: Reader, line: str) -> None:
+    with pytest.raises(TypeError, match=line):
+        decode(tiny.llama(), method, lengths=(30,), budget=9)
