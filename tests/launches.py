@@ -83,6 +83,8 @@ def _step(kind: str, layers: int, level: int, method: str, batch: int, mode: dic
     resident.attach(sequences)
     assert resident.ledger is not None
     resident.ledger.idle()
+    if resident.lists is not None:
+        resident.lists.steps["quiet"] = 1
     count.found.clear()
     with count:
         resident.run("quiet")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import tiny
 from kvfoot.core.reading import Query, Read, Reader
+from launches import of_a_step
 from replayed import decode, same
 
 SHAPES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -38,6 +39,15 @@ def test_the_states_that_are_given_back(name: str, options: dict[str, Any], mode
         for place, state in mine.reading.items():
             assert torch.equal(state.slots, theirs.reading[place].slots)
             assert state.slots.dtype == torch.int64
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_layer_that_refreshes_nothing_is_a_layer_of_full_attention(batch: int) -> None:
+    """Operation by operation, whatever the batch; a few more for the whole step, whatever the number of layers."""
+    full, rest = of_a_step("llama", 0, "full", batch)
+    found, more = of_a_step("llama", 0, "refreshkv", batch, budget=12)
+    assert found == full
+    assert more - rest <= 25
 
 
 def test_a_ring_turns_over_more_than_once() -> None:

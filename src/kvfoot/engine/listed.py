@@ -282,7 +282,8 @@ class Lists:
             count: Tensor | int = chosen.slots.shape[1]
             if chosen.refresh is not False and fires is not False:
                 anew = 0 if chosen.full else renewed
-                count = anew if fires is True else torch.where(take(fires, group.rows), anew, count)
+                mine = torch.full(group.number.shape, chosen.slots.shape[1], device=lens.device)
+                count = anew if fires is True else mine.masked_fill(take(fires, group.rows), anew)
             _put(counts, group.rows, count)
         return listed.clamp(min=0), counts.where(lens > 0, 0)  # an idle row lists what it does not have
 
