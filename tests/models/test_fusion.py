@@ -359,7 +359,6 @@ def test_results_are_of_the_input_that_was_given() -> None:
         x += 1
         assert torch.allclose(second(x), b(x))
         assert not torch.allclose(before, b(x))
-        assert torch.allclose(first(torch.randn(1, 3, 8)).sum(), torch.tensor(0.0), atol=1e9)
 
 
 # What `fuse` means
@@ -385,11 +384,11 @@ def test_the_triton_backends_default(monkeypatch: pytest.MonkeyPatch) -> None:
     from kvfoot.attention.triton import backend, layer
 
     monkeypatch.delenv("KVFOOT_FUSE", raising=False)
-    assert fusing(None, backend) == Fuse(layer, 1)
+    assert fusing(None, backend) == Fuse(layer, 3)
     assert fusing(True, backend) == Fuse(layer, 1)
     assert fusing(False, backend) is None
-    monkeypatch.setenv("KVFOOT_FUSE", "3")
-    assert fusing(None, backend) == Fuse(layer, 3)
+    monkeypatch.setenv("KVFOOT_FUSE", "2")
+    assert fusing(None, backend) == Fuse(layer, 2)
     monkeypatch.setenv("KVFOOT_FUSE", "0")
     assert fusing(None, backend) is None
     assert fusing(1, backend) == Fuse(layer, 1), "what is asked for in code comes first"

@@ -60,7 +60,7 @@ class Engine:
         kv_memory: size of the page pool, bytes (int) or a fraction (float, at most 1.0) of what is free beside the
         weights and a run's workspace; default: what a run needs. graph: decode by recorded steps (CUDA graphs), by
         default on CUDA with the triton backend. fuse: a level of models/fusion.py, by default
-        KVFOOT_FUSE or 1 with the triton backend. poison fills freed pages with NaN (tests). Raises UsageError for a
+        KVFOOT_FUSE or 3 with the triton backend. poison fills freed pages with NaN (tests). Raises UsageError for a
         model that is not supported, or a wrong value.
         """
         if page_size < 1:

@@ -64,9 +64,9 @@ class Fuse:
 def fusing(fuse: int | Fuse | None, backend: Backend) -> Fuse | None:
     """What `fuse` (a level, True for 1) means with a backend; None: nothing is fused. Raises UsageError.
 
-    By default the environment's KVFOOT_FUSE, else 1, with the triton backend, and nothing with another one.
+    By default the environment's KVFOOT_FUSE, else 3, with the triton backend, and nothing with another one.
     """
-    said = os.environ.get("KVFOOT_FUSE") or "1"
+    said = os.environ.get("KVFOOT_FUSE") or "3"
     if said not in ("0", "1", "2", "3"):
         raise UsageError(f"KVFOOT_FUSE={said!r}: give {LEVELS}")
     if fuse is None:
