@@ -346,6 +346,30 @@ def test_which_products_are_joined() -> None:
     assert seen.count(1) == seen.count(2) > found.steps
 
 
+class Packed(Tensor):
+    """As torchao's: says that it is bf16, and has no memory where a kernel would look."""
+
+
+def test_weights_of_a_class_of_their_own_are_left_to_the_model() -> None:
+    model = tiny.make("llama")
+    mlp, attention = model.model.layers[0].mlp, model.model.layers[0].self_attn
+    for linear in (mlp.up_proj, attention.o_proj, attention.q_proj):
+        linear.weight = nn.Parameter(linear.weight.detach().as_subclass(Packed), requires_grad=False)
+        assert type(linear) is nn.Linear
+    fusion = Fusion(model, Fuse(naive_layer, 3))
+    fused = [m for m, what, _ in fusion._fused() if what == "product"]
+    left = (mlp.up_proj, attention.o_proj, attention.q_proj)
+    assert len(fused) == 2 * 7 - 3
+    assert not any(m is x for m in fused for x in left)
+    assert products.halves([mlp.gate_proj, mlp.up_proj]) is None
+    norm = model.model.norm
+    norm.weight = nn.Parameter(norm.weight.detach().as_subclass(Packed), requires_grad=False)
+    refusing: Any = ModuleType("refusing")
+    ((_, _, own),) = Fusion(norm, Fuse(refusing))._fused()
+    x = torch.randn(1, 1, 48)
+    assert torch.equal(own(x), norm(x))
+
+
 def test_results_are_of_the_input_that_was_given() -> None:
     """Another input, or the same one again, is computed anew."""
     a, b = nn.Linear(8, 16, bias=False), nn.Linear(8, 8, bias=False)

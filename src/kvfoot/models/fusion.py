@@ -168,7 +168,8 @@ class Fusion:
 
         def forward(x: Tensor) -> Tensor:
             weight = module.weight
-            if x.dtype != weight.dtype or x.dtype not in DTYPES or x.shape[-1] > WIDEST:
+            fits = products.whole(weight) and x.dtype == weight.dtype in DTYPES
+            if not fits or x.shape[-1] > WIDEST:
                 return own(x)
             return self.kernels.rms_norm(x, weight, eps, round_first=what.round_first, plus=what.plus)
 

@@ -17,7 +17,8 @@ def joined(modules: Sequence[Any]) -> bool:
         return False
     first = modules[0].weight
     return all(
-        m.weight.dtype == first.dtype in DTYPES
+        whole(m.weight)
+        and m.weight.dtype == first.dtype in DTYPES
         and m.weight.device == first.device
         and m.in_features == modules[0].in_features
         and m.in_features % 8 == m.out_features % OUTPUTS == 0
@@ -25,6 +26,13 @@ def joined(modules: Sequence[Any]) -> bool:
         and (m.bias is None) == (modules[0].bias is None)
         for m in modules
     )
+
+
+def whole(weight: Tensor) -> bool:
+    """Whether a kernel may read it by its address: torch's quantised and divided weights are parameters of classes of
+    their own, in modules that are plain.
+    """
+    return type(weight) in (Tensor, nn.Parameter)
 
 
 def halves(linears: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
