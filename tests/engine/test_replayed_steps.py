@@ -6,10 +6,12 @@ recorded, on words of an idle step. What is replayed for real sequences therefor
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 
 import tiny
 from families import DECIDED, SHAPES, build
@@ -18,7 +20,7 @@ from kvfoot.cache.kv import KVCache
 from kvfoot.cache.memory import current
 from kvfoot.core.budget import Budget
 from kvfoot.core.errors import NotFinite, PoolExhausted, UsageError
-from kvfoot.core.hooks import Keep, Method, Seen, declared
+from kvfoot.core.hooks import Keep, Method, Needs, Seen, declared
 from kvfoot.core.reading import Reader
 from kvfoot.core.registry import method as find_method
 from kvfoot.core.registry import methods
@@ -28,6 +30,7 @@ from kvfoot.engine.graphable import why_eager, why_not_here
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
 from kvfoot.methods.evict.streaming import Streaming
+from kvfoot.methods.heads.heads import Heads
 from lawtable import OPTIONS, label
 from replayed import ALL, EAGER, NEW, decode, graphable, same
 from tape import HostRead, NoHostReads, Rerun, Tape
@@ -357,3 +360,35 @@ def test_kernels_are_launched_on_the_models_own_device(
     assert operations <= backend.asked[True]
     assert isinstance(current(torch.device("cuda:1")), torch.cuda.device)
     assert isinstance(current(torch.device("cpu")), nullcontext)
+
+
+@dataclass(frozen=True)
+class Weighed(Heads):
+    """Streaming heads that lose what the newest query attends to least, beside heads that lose nothing."""
+
+    name: ClassVar[str] = "weighed"
+    needs: ClassVar[Needs] = Needs.WINDOW_SCORES
+
+    @property
+    def observers(self) -> int:
+        return 1
+
+    def priority(self, seen: Seen) -> Tensor:
+        assert seen.scores is not None
+        return seen.scores.mean(1).masked_fill(seen.positions < 2, torch.inf)
+
+
+def test_whole_rows_beside_weighed_ones_have_room_for_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels write the weights of every row, past the end of those that are asked for."""
+    widths: list[int] = []
+    plain = sdpa.paged
+
+    def paged(*given: Any, width: int = 0, **more: Any) -> Any:
+        assert width == 0 or int(given[4].max()) <= width
+        widths.append(width)
+        return plain(*given, width=width, **more)
+
+    monkeypatch.setattr(sdpa, "paged", paged)
+    found = same(tiny.llama(), Weighed(roles="10/01", sink=2, window=6), record=Rerun)
+    assert found.steps == NEW - 1
+    assert max(widths) > 61

@@ -212,7 +212,9 @@ class Resident:
         if self.lists is not None and not windowed:
             state = self.lists.attend(layer, self.kind, q, call.scale, plan)
         else:
-            width = len(scope.entry) if scope is not None and self.method.needs & SCORED else 0
+            width = 0
+            if scope is not None and self.method.needs & SCORED:  # of whole rows beside those that are cut too
+                width = len(scope.entry) if scope.rows is None else b.widths[layer] * pool.page_size
             state, weights = self.backend.paged(
                 q, pool.k, pool.v, b.tables[layer], lens, call.scale, plan=plan, width=width, logits=ranking is not None
             )

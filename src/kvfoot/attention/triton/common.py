@@ -7,6 +7,7 @@ a natural logarithm.
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -140,7 +141,7 @@ def outgrown(device: torch.device, head_size: int) -> str | None:
     """Why the kernels cannot serve a GPU, None if they can."""
     if torch.version.hip:
         return "serves NVIDIA's GPUs, not AMD's"
-    p = torch.cuda.get_device_properties(device)
+    p: Any = torch.cuda.get_device_properties(device)
     if (p.major, p.minor) < OLDEST:
         return f"serves GPUs of compute capability {'.'.join(map(str, OLDEST))} or newer, not {p.major}.{p.minor}"
     need = next(size for most, size in SHARED.items() if head_size <= most)
