@@ -83,10 +83,12 @@ def test_what_overrides_or_wraps_a_known_forward_is_left_alone(monkeypatch: pyte
     assert known.norm(Kept(8)) is not None
     assert known.norm(Own(8)) is None
     assert known.norm(nn.LayerNorm(8)) is None
+    hooked = LlamaMLP(config := tiny.llama().config)
+    hooked.act_fn.register_forward_hook(lambda *given: given[2] * 2)
+    assert known.mlp(hooked) is None
     one = LlamaRMSNorm(8)
     one.forward = lambda x: x
     assert known.norm(one) is None
-    config = tiny.llama().config
     assert known.mlp(LlamaMLP(config)) is not None
     other = LlamaMLP(config)
     other.act_fn = nn.GELU()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kvfoot.attention.naive_layer import OUTPUTS
+from kvfoot.models import known
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -40,8 +41,7 @@ def halves(linears: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
 
     Modules with hooks would not be called: they are left to the model.
     """
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in linears)
-    if hooked or not joined(linears) or linears[0].bias is not None:
+    if any(known.hooked(m) for m in linears) or not joined(linears) or linears[0].bias is not None:
         return None
     gate, up = linears[0].weight.chunk(2) if len(linears) == 1 else (m.weight for m in linears)
     return (gate, up) if len(gate) == len(up) and len(gate) % OUTPUTS == 0 else None
