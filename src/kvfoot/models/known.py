@@ -89,7 +89,7 @@ def mlp(module: nn.Module) -> Gated | None:
     found = _forward(module)
     if not isinstance(found, Gated):
         return None
-    act = getattr(module, found.act, None)
+    act: Any = getattr(module, found.act, None)
     return None if type(act) not in (nn.SiLU, SiLUActivation) or hooked(act) else found
 
 
