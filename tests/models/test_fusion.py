@@ -434,3 +434,29 @@ def test_a_pass_that_is_launched_is_the_models_own() -> None:
     with Fusion(model, PLAIN).applied():
         model(input_ids=torch.tensor([[1, 2]]), past_key_values=PassCache(look, 0), use_cache=True)
     assert seen == [Tensor, Tensor, Turning, Turning]
+
+
+def test_threads_that_come_and_go_leave_nothing_behind() -> None:
+    """Two engines on one model: who finds a module taken leaves it, and takes none that is about to be given back."""
+    model = tiny.make("llama")
+    before, failed, interval = state(model), list[BaseException](), sys.getswitchinterval()
+
+    def come_and_go() -> None:
+        try:
+            for _ in range(60):
+                with Fusion(model, PLAIN).applied():
+                    pass
+        except AttributeError as error:
+            failed.append(error)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=come_and_go) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failed
+    assert state(model) == before
