@@ -1,6 +1,7 @@
 """Attention states, and both backends against the definition in float64."""
 
 from itertools import pairwise, permutations
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -167,10 +168,26 @@ def test_backends_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_has_the_kernels_where_they_serve_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
+    from kvfoot.attention.triton import common
+
     monkeypatch.delenv("KVFOOT_BACKEND", raising=False)
+    gpu = SimpleNamespace(major=9, minor=0, shared_memory_per_block_optin=227 * 1024)
+    monkeypatch.setattr(common, "outgrown", common.outgrown.__wrapped__)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
     cuda, kind = torch.device("cuda"), torch.bfloat16
     assert suited(64, 3, kind, 16, cuda).name == "triton"
     assert suited(64, 3, kind, 16, torch.device("cpu")) is sdpa
     for head_dim, group, dtype, page_size in ((48, 3, kind, 16), (64, 17, kind, 16), (64, 3, kind, 8)):
         assert suited(head_dim, group, dtype, page_size, cuda) is sdpa
     assert suited(64, 3, torch.float64, 16, cuda) is sdpa
+    gpu.minor, gpu.major, gpu.shared_memory_per_block_optin = 9, 8, 99 * 1024
+    assert suited(128, 4, kind, 16, cuda).name == "triton"
+    assert suited(256, 4, kind, 16, cuda) is sdpa
+    assert "needs 104 KiB of shared memory at head size 256, this GPU has 99" in str(
+        common.refuse(kind, 256, 4, 16, cuda)
+    )
+    gpu.major, gpu.minor = 7, 5
+    assert suited(64, 3, torch.float16, 16, cuda) is sdpa
+    assert common.refuse(kind, 64, 3, 16, cuda) == "serves GPUs of compute capability 8.0 or newer, not 7.5"
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert suited(64, 3, kind, 16, cuda) is sdpa

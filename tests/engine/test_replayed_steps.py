@@ -4,17 +4,23 @@ The recorder is tests/tape.py: a replay runs recorded operations alone, with the
 recorded, on words of an idle step. What is replayed for real sequences therefore comes out of the buffers.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 
 import tiny
 from families import DECIDED, SHAPES, build
+from kvfoot.attention import sdpa
 from kvfoot.cache.kv import KVCache
+from kvfoot.cache.memory import current
 from kvfoot.core.budget import Budget
 from kvfoot.core.errors import NotFinite, PoolExhausted, UsageError
-from kvfoot.core.hooks import Keep, Method, Seen, declared
+from kvfoot.core.hooks import Keep, Method, Needs, Seen, declared
 from kvfoot.core.reading import Reader
 from kvfoot.core.registry import method as find_method
 from kvfoot.core.registry import methods
@@ -24,9 +30,10 @@ from kvfoot.engine.graphable import why_eager, why_not_here
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
 from kvfoot.methods.evict.streaming import Streaming
+from kvfoot.methods.heads.heads import Heads
 from lawtable import OPTIONS, label
 from replayed import ALL, EAGER, NEW, decode, graphable, same
-from tape import HostRead, NoHostReads, Tape
+from tape import HostRead, NoHostReads, Rerun, Tape
 
 
 @pytest.mark.parametrize(("name", "options", "mode"), ALL, ids=label)
@@ -310,3 +317,78 @@ def test_graphs_need_a_gpu() -> None:
 
 def test_buckets() -> None:
     assert [bucket(n) for n in (1, 2, 3, 9, 24, 25, 256, 257)] == [1, 2, 4, 16, 24, 32, 256, 384]
+
+
+class Guarded:
+    """The sdpa backend; what was asked for while the pool's device was the current one, and while it was not."""
+
+    name = "sdpa"
+
+    def __init__(self) -> None:
+        self.inside, self.asked = False, {True: set[str](), False: set[str]()}
+
+    @contextmanager
+    def current(self, device: torch.device) -> Iterator[None]:
+        self.inside = True
+        yield
+        self.inside = False
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked[self.inside].add(name)
+        return getattr(sdpa, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "operations"),
+    [
+        ("refreshkv", {"budget": 24}, {"attend", "piecewise", "planned", "paged", "emitted", "push", "refill"}),
+        ("h2o", {"keep": 0.5}, {"attend", "piecewise", "planned", "paged", "tally", "replace", "column_scores"}),
+        ("quest", {"budget": 32}, {"attend", "piecewise", "decode"}),
+    ],
+)
+def test_kernels_are_launched_on_the_models_own_device(
+    name: str, mode: dict[str, Any], operations: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several GPUs: Triton launches on the current one, wherever its tensors lie."""
+    backend: Any = Guarded()
+    monkeypatch.setattr("kvfoot.engine.step.current", backend.current)
+    monkeypatch.setattr("kvfoot.engine.resident.current", backend.current)
+    engine = tiny.Strict(tiny.llama(), page_size=4, backend=backend, graph=Rerun)
+    backend.asked[False].clear()  # what an engine asks of a backend about itself
+    engine.generate([tiny.tokens(61)], method=name, chunk=20, max_new_tokens=9, **mode)
+    assert not backend.asked[False]
+    assert operations <= backend.asked[True]
+    assert isinstance(current(torch.device("cuda:1")), torch.cuda.device)
+    assert isinstance(current(torch.device("cpu")), nullcontext)
+
+
+@dataclass(frozen=True)
+class Weighed(Heads):
+    """Streaming heads that lose what the newest query attends to least, beside heads that lose nothing."""
+
+    name: ClassVar[str] = "weighed"
+    needs: ClassVar[Needs] = Needs.WINDOW_SCORES
+
+    @property
+    def observers(self) -> int:
+        return 1
+
+    def priority(self, seen: Seen) -> Tensor:
+        assert seen.scores is not None
+        return seen.scores.mean(1).masked_fill(seen.positions < 2, torch.inf)
+
+
+def test_whole_rows_beside_weighed_ones_have_room_for_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels write the weights of every row, past the end of those that are asked for."""
+    widths: list[int] = []
+    plain = sdpa.paged
+
+    def paged(*given: Any, width: int = 0, **more: Any) -> Any:
+        assert width == 0 or int(given[4].max()) <= width
+        widths.append(width)
+        return plain(*given, width=width, **more)
+
+    monkeypatch.setattr(sdpa, "paged", paged)
+    found = same(tiny.llama(), Weighed(roles="10/01", sink=2, window=6), record=Rerun)
+    assert found.steps == NEW - 1
+    assert max(widths) > 61

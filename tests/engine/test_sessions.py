@@ -472,3 +472,16 @@ def test_questions_and_turns_in_replayed_steps(size: Size, tmp_path: Path) -> No
         session.close()
         assert session.runner.cache.pool.owned == 0
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_a_fork_whose_last_page_is_full_is_replayed(page_size: int) -> None:
+    """Questions of four lengths in a row, so that one of them ends with a page: it owns its next page only."""
+    said: list[list[list[int]]] = []
+    for graph in (Tape, False):
+        session = start(("full", {}, {}), graph=graph, page_size=page_size)
+        said.append([session.ask("Who?!"[:n], max_new_tokens=3).tokens for n in range(2, 6)])
+        session.runner.cache.check()
+        session.close()
+        assert session.runner.cache.pool.owned == 0
+    assert said[0] == said[1]

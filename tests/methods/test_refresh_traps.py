@@ -199,3 +199,11 @@ def test_14_windows_are_left_alone() -> None:
     assert strides[:2] == [29 / 5] * 2
     assert strides[2:] == [float("inf")] * 2
     assert found.sequence.rows.lens[2:].max() == 15
+
+
+def test_a_prompt_of_one_token_has_no_earlier_entry() -> None:
+    full, found = (
+        tiny.Strict(tiny.llama()).generate([[5]], method=name, budget=size, max_new_tokens=6)[0].tokens
+        for name, size in (("full", None), ("refreshkv", 24))
+    )
+    assert found == full

@@ -83,10 +83,12 @@ def test_what_overrides_or_wraps_a_known_forward_is_left_alone(monkeypatch: pyte
     assert known.norm(Kept(8)) is not None
     assert known.norm(Own(8)) is None
     assert known.norm(nn.LayerNorm(8)) is None
+    hooked = LlamaMLP(config := tiny.llama().config)
+    hooked.act_fn.register_forward_hook(lambda *given: given[2] * 2)
+    assert known.mlp(hooked) is None
     one = LlamaRMSNorm(8)
     one.forward = lambda x: x
     assert known.norm(one) is None
-    config = tiny.llama().config
     assert known.mlp(LlamaMLP(config)) is not None
     other = LlamaMLP(config)
     other.act_fn = nn.GELU()
@@ -346,6 +348,30 @@ def test_which_products_are_joined() -> None:
     assert seen.count(1) == seen.count(2) > found.steps
 
 
+class Packed(Tensor):
+    """As torchao's: says that it is bf16, and has no memory where a kernel would look."""
+
+
+def test_weights_of_a_class_of_their_own_are_left_to_the_model() -> None:
+    model = tiny.make("llama")
+    mlp, attention = model.model.layers[0].mlp, model.model.layers[0].self_attn
+    for linear in (mlp.up_proj, attention.o_proj, attention.q_proj):
+        linear.weight = nn.Parameter(linear.weight.detach().as_subclass(Packed), requires_grad=False)
+        assert type(linear) is nn.Linear
+    fusion = Fusion(model, Fuse(naive_layer, 3))
+    fused = [m for m, what, _ in fusion._fused() if what == "product"]
+    left = (mlp.up_proj, attention.o_proj, attention.q_proj)
+    assert len(fused) == 2 * 7 - 3
+    assert not any(m is x for m in fused for x in left)
+    assert products.halves([mlp.gate_proj, mlp.up_proj]) is None
+    norm = model.model.norm
+    norm.weight = nn.Parameter(norm.weight.detach().as_subclass(Packed), requires_grad=False)
+    refusing: Any = ModuleType("refusing")
+    ((_, _, own),) = Fusion(norm, Fuse(refusing))._fused()
+    x = torch.randn(1, 1, 48)
+    assert torch.equal(own(x), norm(x))
+
+
 def test_results_are_of_the_input_that_was_given() -> None:
     """Another input, or the same one again, is computed anew."""
     a, b = nn.Linear(8, 16, bias=False), nn.Linear(8, 8, bias=False)
@@ -408,3 +434,29 @@ def test_a_pass_that_is_launched_is_the_models_own() -> None:
     with Fusion(model, PLAIN).applied():
         model(input_ids=torch.tensor([[1, 2]]), past_key_values=PassCache(look, 0), use_cache=True)
     assert seen == [Tensor, Tensor, Turning, Turning]
+
+
+def test_threads_that_come_and_go_leave_nothing_behind() -> None:
+    """Two engines on one model: who finds a module taken leaves it, and takes none that is about to be given back."""
+    model = tiny.make("llama")
+    before, failed, interval = state(model), list[BaseException](), sys.getswitchinterval()
+
+    def come_and_go() -> None:
+        try:
+            for _ in range(60):
+                with Fusion(model, PLAIN).applied():
+                    pass
+        except AttributeError as error:
+            failed.append(error)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=come_and_go) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failed
+    assert state(model) == before

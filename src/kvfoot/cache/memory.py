@@ -3,7 +3,9 @@
 import ctypes
 import mmap
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,6 +59,11 @@ class DeviceSpace:
 def reserve(size: int, device: torch.device, *, host: bool = False) -> HostSpace | DeviceSpace:
     """host: on the host, pinned where the device is an accelerator."""
     return HostSpace(size) if device.type == "cpu" else DeviceSpace(size, device, pinned=host)
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Within, a CUDA device is the thread's current one: Triton launches there, wherever its tensors lie."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def send(array: np.ndarray, device: torch.device) -> Tensor:

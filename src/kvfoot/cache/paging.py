@@ -121,7 +121,7 @@ class Paging:
         if not rows.forked:
             return
         for head in heads:
-            ids, places = rows.pages[layer][head], np.asarray(which)
+            ids, places = rows.pages[layer][head], np.asarray(which, np.int64)
             places = places[self.pool.shared(ids[places])]
             if places.size:
                 fresh = self.pool.allocate(places.size)

@@ -139,14 +139,15 @@ def _cache() -> str:
 
 
 def _backends() -> list[str]:
-    from importlib.util import find_spec
-
+    """Those that a model may get here without being asked for: triton on a GPU whose kernels serve it."""
     import torch
 
-    from kvfoot.attention.backend import BACKENDS
+    from kvfoot.attention.backend import BACKENDS, suited
 
-    kernels = torch.cuda.is_available() and find_spec("triton") is not None
-    return [*BACKENDS, *(["triton"] if kernels else [])]
+    if not torch.cuda.is_available():
+        return list(BACKENDS)
+    kernels = suited(64, 3, torch.float32, 16, torch.device("cuda"))
+    return list(dict.fromkeys([*BACKENDS, kernels.name]))
 
 
 def _backend(name: str) -> str:

@@ -18,6 +18,7 @@ from kvfoot.attention.backend import Backend
 from kvfoot.attention.naive_layer import Target
 from kvfoot.attention.state import State, sink
 from kvfoot.cache.kv import KVCache
+from kvfoot.cache.memory import current
 from kvfoot.core.errors import NotFinite, UsageError
 from kvfoot.core.hooks import POSITION, Needs, declared
 from kvfoot.core.ranking import Mass
@@ -116,7 +117,8 @@ class Resident:
         """Take over the sequences' rows until `detach`. Raises PoolExhausted, before anything has changed."""
         self.ledger = Ledger(self.cache, self.buffers, sequences)
         if self.lists is not None:
-            self.lists.attach(sequences)
+            with current(self.buffers.device):
+                self.lists.attach(sequences)
         self.buffers.feed([s.tokens[-1] for s in sequences] + [0] * (self.buffers.size - len(sequences)))
 
     def detach(self) -> None:
@@ -132,11 +134,12 @@ class Resident:
         """Start one token of every sequence; the host goes on at once. Raises PoolExhausted."""
         assert self.ledger is not None
         self.kind = kind
-        if kind not in self.graphs:
-            self._capture(kind)
-        self.ledger.prepare()
-        self.graphs[kind].replay()
-        self.buffers.fetch()
+        with current(self.buffers.device):
+            if kind not in self.graphs:
+                self._capture(kind)
+            self.ledger.prepare()
+            self.graphs[kind].replay()
+            self.buffers.fetch()
         self.ledger.settle()
 
     def tokens(self) -> list[int]:
@@ -209,7 +212,9 @@ class Resident:
         if self.lists is not None and not windowed:
             state = self.lists.attend(layer, self.kind, q, call.scale, plan)
         else:
-            width = len(scope.entry) if scope is not None and self.method.needs & SCORED else 0
+            width = 0
+            if scope is not None and self.method.needs & SCORED:  # of whole rows beside those that are cut too
+                width = len(scope.entry) if scope.rows is None else b.widths[layer] * pool.page_size
             state, weights = self.backend.paged(
                 q, pool.k, pool.v, b.tables[layer], lens, call.scale, plan=plan, width=width, logits=ranking is not None
             )

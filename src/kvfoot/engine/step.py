@@ -17,6 +17,7 @@ from torch import Tensor
 from kvfoot.attention.backend import Backend
 from kvfoot.attention.state import Ragged
 from kvfoot.cache.kv import KVCache
+from kvfoot.cache.memory import current
 from kvfoot.core.errors import NotFinite, UsageError
 from kvfoot.core.hooks import POSITION, Keep
 from kvfoot.core.reading import Reader
@@ -55,13 +56,14 @@ class Step:
             0 if s.unturned else s.sequence.rows.seen + i for s in self.spans for i in range(-s.past, s.n + s.patch)
         ]
         last = torch.tensor(range(len(tokens)) if every else [s.stop - 1 for s in self.spans], device=device)
-        output = model(
-            input_ids=torch.tensor([list(tokens)], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            past_key_values=PassCache(self.attend, self.spans[0].sequence.rows.seen),
-            use_cache=True,
-            logits_to_keep=last,
-        )
+        with current(device):
+            output = model(
+                input_ids=torch.tensor([list(tokens)], device=device),
+                position_ids=torch.tensor([positions], device=device),
+                past_key_values=PassCache(self.attend, self.spans[0].sequence.rows.seen),
+                use_cache=True,
+                logits_to_keep=last,
+            )
         for span in self.spans:
             if isinstance(span.sequence.method, Reader) and span.sequence.method.tokens > 1:
                 recent = span.sequence.recent + list(tokens[span.start : span.stop])

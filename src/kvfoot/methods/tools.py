@@ -52,7 +52,7 @@ def share(priorities: Sequence[Tensor], heads: Sequence[Tensor], keep: int, floo
 
 def pool(scores: Tensor, kernel: int, kind: Pool) -> Tensor:
     """Smooth along the last dimension, stride 1, zero padding on both sides that counts in a mean. kernel odd."""
-    if kernel == 1:
+    if kernel == 1 or not scores.numel():
         return scores
     flat = scores.reshape(1, -1, scores.shape[-1])
     if kind == "avg":

@@ -30,6 +30,8 @@ WIDEST = 16384
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 APPLY = "apply_rotary_pos_emb"
 """The name by which attention modules call RoPE."""
+PLACING = threading.Lock()
+"""Held while forwards come or go: between two threads on one model, what is found free is free."""
 
 
 class Kernels(Protocol):
@@ -135,13 +137,15 @@ class Fusion:
         """Within, in this thread, the known modules of the model run by kernels."""
         thread, placed = threading.get_ident(), []
         try:
-            for module, _, fused in self._fused():
-                module.forward = _here(thread, fused, module.forward)
-                placed.append(module)
+            with PLACING:
+                for module, _, fused in self._fused():
+                    module.forward = _here(thread, fused, module.forward)
+                    placed.append(module)
             yield
         finally:
-            for module in placed:
-                del module.forward
+            with PLACING:
+                for module in placed:
+                    del module.forward
 
     def _fused(self) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """The known modules, what they are, and a forward in place of their own."""
@@ -168,7 +172,8 @@ class Fusion:
 
         def forward(x: Tensor) -> Tensor:
             weight = module.weight
-            if x.dtype != weight.dtype or x.dtype not in DTYPES or x.shape[-1] > WIDEST:
+            fits = products.whole(weight) and x.dtype == weight.dtype in DTYPES
+            if not fits or x.shape[-1] > WIDEST:
                 return own(x)
             return self.kernels.rms_norm(x, weight, eps, round_first=what.round_first, plus=what.plus)
 

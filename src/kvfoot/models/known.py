@@ -85,11 +85,17 @@ def norm(module: nn.Module) -> Norm | None:
 
 
 def mlp(module: nn.Module) -> Gated | None:
-    """What a gated MLP is; None for any other module, and for activations that are not SiLU."""
+    """What a gated MLP is; None for any other module, and for activations that are not SiLU or have hooks."""
     found = _forward(module)
-    if not isinstance(found, Gated) or type(getattr(module, found.act, None)) not in (nn.SiLU, SiLUActivation):
+    if not isinstance(found, Gated):
         return None
-    return found
+    act: Any = getattr(module, found.act, None)
+    return None if type(act) not in (nn.SiLU, SiLUActivation) or hooked(act) else found
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody looks at its calls, or changes them: it has to be called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def rope(function: Any) -> Rope | None:

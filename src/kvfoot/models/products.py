@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kvfoot.attention.naive_layer import OUTPUTS
+from kvfoot.models import known
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -17,7 +18,8 @@ def joined(modules: Sequence[Any]) -> bool:
         return False
     first = modules[0].weight
     return all(
-        m.weight.dtype == first.dtype in DTYPES
+        whole(m.weight)
+        and m.weight.dtype == first.dtype in DTYPES
         and m.weight.device == first.device
         and m.in_features == modules[0].in_features
         and m.in_features % 8 == m.out_features % OUTPUTS == 0
@@ -27,13 +29,19 @@ def joined(modules: Sequence[Any]) -> bool:
     )
 
 
+def whole(weight: Tensor) -> bool:
+    """Whether a kernel may read it by its address: torch's quantised and divided weights are parameters of classes of
+    their own, in modules that are plain.
+    """
+    return type(weight) in (Tensor, nn.Parameter)
+
+
 def halves(linears: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
     """The weights of gate and up, of two modules or of one for both; None where the kernel does not serve them.
 
     Modules with hooks would not be called: they are left to the model.
     """
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in linears)
-    if hooked or not joined(linears) or linears[0].bias is not None:
+    if any(known.hooked(m) for m in linears) or not joined(linears) or linears[0].bias is not None:
         return None
     gate, up = linears[0].weight.chunk(2) if len(linears) == 1 else (m.weight for m in linears)
     return (gate, up) if len(gate) == len(up) and len(gate) % OUTPUTS == 0 else None

@@ -7,6 +7,7 @@ a natural logarithm.
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -26,6 +27,10 @@ PAGE_SIZES = (1, 16, 32, 64)
 GROUP = 16
 """Most query heads per row: one tile of the tensor core."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+OLDEST = (8, 0)
+"""Compute capability: before it tensor cores have no bf16, and programs less shared memory than any tile here takes."""
+SHARED = {128: 96 * 1024, 256: 104 * 1024}
+"""Bytes of shared memory of the largest program, chunk_prefill's, by the greatest head size that it serves."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,21 @@ def multiprocessors(device: torch.device) -> int:
     return 2 if INTERPRET else int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+@cache
+def outgrown(device: torch.device, head_size: int) -> str | None:
+    """Why the kernels cannot serve a GPU, None if they can."""
+    if torch.version.hip:
+        return "serves NVIDIA's GPUs, not AMD's"
+    p: Any = torch.cuda.get_device_properties(device)
+    if (p.major, p.minor) < OLDEST:
+        return f"serves GPUs of compute capability {'.'.join(map(str, OLDEST))} or newer, not {p.major}.{p.minor}"
+    need = next(size for most, size in SHARED.items() if head_size <= most)
+    if p.shared_memory_per_block_optin < need:
+        found = p.shared_memory_per_block_optin // 1024
+        return f"needs {need // 1024} KiB of shared memory at head size {head_size}, this GPU has {found}"
+    return None
+
+
 def refuse(dtype: torch.dtype, head_size: int, group: int, page_size: int | None, device: torch.device) -> str | None:
     """Why the kernels cannot serve a case, None if they can."""
     if device.type != "cuda" and not INTERPRET:
@@ -143,7 +163,7 @@ def refuse(dtype: torch.dtype, head_size: int, group: int, page_size: int | None
         return f"serves 1 to {GROUP} query heads per KV head, not {group}"
     if page_size is not None and page_size not in PAGE_SIZES:
         return f"serves pages of {', '.join(map(str, PAGE_SIZES))} entries, not {page_size}"
-    return None
+    return outgrown(device, head_size) if device.type == "cuda" else None
 
 
 def check(q: Tensor, k: Tensor, page_size: int | None, group: int = 1) -> None:
