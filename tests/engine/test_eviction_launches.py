@@ -4,13 +4,15 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import tiny
 from kvfoot.core.budget import Budget
-from kvfoot.engine.resident import QUIET
+from kvfoot.core.ranking import Mass
+from kvfoot.engine.resident import QUIET, Resident
 from kvfoot.engine.sampler import Sampling
 from tape import Tape
 
@@ -92,3 +94,14 @@ def test_operations_a_layer(name: str, options: dict[str, Any], mode: dict[str, 
     """Beside a method whose rows only grow: move; tally and replace; or what a method computes, and replace."""
     grows = a_layer("snapkv", {"window": 4}, {"keep": 0.5})
     assert a_layer(name, options, mode) - grows == count
+
+
+@pytest.mark.parametrize(
+    ("bounds", "plane", "served"), [([[9, 9]], None, True), ([[9, 8]], None, False), ([[9, 8]], "mass", True)]
+)
+def test_one_entry_for_all_rows_wants_rows_of_one_length(
+    bounds: list[list[int]], plane: str | None, served: bool
+) -> None:
+    """TOVA's ranking, declared by a method whose heads keep unlike numbers: the method is asked."""
+    resident: Any = SimpleNamespace(bounds=np.array([bounds]))
+    assert Resident._serves(resident, Mass(plane)) is served

@@ -69,7 +69,7 @@ class Resident:
         self.known = sinks(self.method, g) >= 0
         self.scopes = [self._scope(layer) for layer in range(g.layers)]
         ranking = declared(self.method)
-        self.ranking = ranking if isinstance(ranking, Mass) else None
+        self.ranking = ranking if isinstance(ranking, Mass) and self._serves(ranking) else None
         self.lists = Lists(self.buffers, cache, backend, self.method) if isinstance(self.method, Reader) else None
         self.graphs: dict[str, Recorder] = {}
         self.ledger: Ledger | None = None
@@ -77,6 +77,10 @@ class Resident:
         self.position = self.fences = self.buffers.words["position"]
         self.plans: Any = None
         self.kind = QUIET
+
+    def _serves(self, ranking: Mass) -> bool:
+        """One entry for all rows of a layer is found among rows that hold the same entries."""
+        return ranking.plane is not None or bool((self.bounds == self.bounds[..., :1]).all())
 
     def _taken(self, layer: int) -> np.ndarray:
         """bool [KV heads]: rows that are full one day."""
@@ -115,10 +119,15 @@ class Resident:
 
     def attach(self, sequences: Many[Sequence]) -> None:
         """Take over the sequences' rows until `detach`. Raises PoolExhausted, before anything has changed."""
-        self.ledger = Ledger(self.cache, self.buffers, sequences)
+        ledger = Ledger(self.cache, self.buffers, sequences)
         if self.lists is not None:
-            with current(self.buffers.device):
-                self.lists.attach(sequences)
+            try:
+                with current(self.buffers.device):
+                    self.lists.attach(sequences)
+            except BaseException:
+                ledger.close()
+                raise
+        self.ledger = ledger
         self.buffers.feed([s.tokens[-1] for s in sequences] + [0] * (self.buffers.size - len(sequences)))
 
     def detach(self) -> None:

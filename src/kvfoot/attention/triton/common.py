@@ -145,9 +145,9 @@ def outgrown(device: torch.device, head_size: int) -> str | None:
     if (p.major, p.minor) < OLDEST:
         return f"serves GPUs of compute capability {'.'.join(map(str, OLDEST))} or newer, not {p.major}.{p.minor}"
     need = next(size for most, size in SHARED.items() if head_size <= most)
-    if p.shared_memory_per_block_optin < need:
-        found = p.shared_memory_per_block_optin // 1024
-        return f"needs {need // 1024} KiB of shared memory at head size {head_size}, this GPU has {found}"
+    found = getattr(p, "shared_memory_per_block_optin", need)  # older versions of torch do not tell
+    if found < need:
+        return f"needs {need // 1024} KiB of shared memory at head size {head_size}, this GPU has {found // 1024}"
     return None
 
 
