@@ -85,12 +85,14 @@ def compare(model: Any, **run: Any) -> Pieces:
     return backend
 
 
-@pytest.mark.parametrize("evict", ["post", "chunk"])
-@pytest.mark.parametrize("name", methods())
+MODES = [
+    (name, evict) for name, cls in methods().items() for evict in (["post", "chunk"] if cls.budgeted else ["post"])
+]
+
+
+@pytest.mark.parametrize(("name", "evict"), MODES)
 def test_every_method_writes_the_same(name: str, evict: str) -> None:
     cls = methods()[name]
-    if not cls.budgeted and evict == "chunk":
-        pytest.skip("takes no budget")
     more: dict[str, Any] = {"keep": 0.5, "evict": evict} if cls.budgeted else {}
     if cls.category == "read":
         more = {"budget": 24}
