@@ -1,8 +1,6 @@
 """`kvfoot eval` and `kvfoot critical`: resumed, shared, killed, deterministic, and what they refuse."""
 
 import json
-import multiprocessing
-import os
 import sqlite3
 import subprocess
 import sys
@@ -13,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tinycli import Said, save_tiny
 
-from kvfoot.cli.app import main
 from kvfoot.core.records import Footprint, Memory, RunRecord, Timings
 from kvfoot.core.results import Cell, SampleResult
 from kvfoot.evaluate.export import read
@@ -73,35 +69,52 @@ def test_a_sweep_and_its_critical_footprint(kvfoot: Any, model: Path, questions:
     assert len(read(out)) == (CELLS + 3) * SAMPLES
 
 
-def fork(arguments: list[str], log: Path | None = None) -> Any:
-    """The command line in a process of its own that has everything imported already."""
+CHILD = """
+import os, sys
+import torch
+from kvfoot.cli.app import main
+from kvfoot.evaluate.store import Store
+torch.set_num_threads(1)
+log, put = sys.argv[1], Store.put
+def logged(self, number, result):
+    with open(log, "a") as file:
+        file.write(f"{os.getpid()} {number} {result.index}\\n")
+    put(self, number, result)
+Store.put = logged
+os.write(1, b"ready")
+sys.stdin.readline()
+sys.exit(main(sys.argv[2:]))
+"""
 
-    def child() -> None:
-        torch.set_num_threads(1)
-        put = Store.put
 
-        def logged(self: Store, number: int, result: SampleResult) -> None:
-            if log is not None:
-                with log.open("a") as file:
-                    file.write(f"{os.getpid()} {number} {result.index}\n")
-            put(self, number, result)
+def start(arguments: list[str], log: Path) -> "subprocess.Popen[bytes]":
+    """The command line in a process of its own that has everything imported and waits for `go`; samples are logged.
 
-        Store.put = logged  # type: ignore[method-assign]
-        os._exit(main(arguments))
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
+    Not forked: the threads of this process may hold locks.
+    """
+    words = [sys.executable, "-c", CHILD, str(log), *map(str, arguments)]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    assert process.stdout.read(5) == b"ready"
     return process
+
+
+def go(process: "subprocess.Popen[bytes]") -> None:
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+    process.stdin.flush()
 
 
 def test_two_processes_share_the_work(kvfoot: Any, model: Path, questions: Path, tmp_path: Path) -> None:
     """No sample twice, and the same content as one process alone; nor do workers of one command change it."""
     alone, shared, log = tmp_path / "alone", tmp_path / "shared", tmp_path / "log"
     assert kvfoot(*command(model, questions, alone, batch=1)).code == 0
-    both = [fork(command(model, questions, shared, batch=1), log) for _ in range(2)]
+    both = [start(command(model, questions, shared, batch=1), log) for _ in range(2)]
     for process in both:
-        process.join(120)
-    assert [p.exitcode for p in both] == [0, 0]
+        go(process)
+    for process in both:
+        process.communicate(timeout=120)
+    assert [p.returncode for p in both] == [0, 0]
     lines = [line.split() for line in log.read_text().splitlines()]
     assert len(lines) == len({tuple(line[1:]) for line in lines}) == CELLS * SAMPLES
     assert len({line[0] for line in lines}) == 2, "both have worked"
@@ -115,15 +128,11 @@ def test_workers_of_one_command(kvfoot: Any, model: Path, questions: Path, tmp_p
     assert content(a) == content(b)
 
 
-CHILD = "import sys; from kvfoot.cli.app import main; sys.exit(main(sys.argv[1:]))"
-"""Not forked from a process whose threads may hold locks."""
-
-
 def test_kill_nine_loses_nothing(model: Path, questions: Path, tmp_path: Path, kvfoot: Any) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
     assert kvfoot(*command(model, questions, whole)).code == 0
-    words = [sys.executable, "-c", CHILD, *map(str, command(model, questions, out))]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(command(model, questions, out), tmp_path / "log")
+    go(process)
     deadline, found = time.monotonic() + 120, 0
     while found < 3:
         assert time.monotonic() < deadline
@@ -131,7 +140,7 @@ def test_kill_nine_loses_nothing(model: Path, questions: Path, tmp_path: Path, k
         with suppress(sqlite3.OperationalError), closing(sqlite3.connect(out / FILE)) as db:
             found = db.execute("select count(*) from samples").fetchone()[0]
     process.kill()
-    process.wait()
+    process.communicate()
     before = {(r.cell.key, r.index): r for r in read(out)}
     assert 3 <= len(before) < CELLS * SAMPLES, "killed in the middle"
     began = time.monotonic()
