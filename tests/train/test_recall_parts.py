@@ -2,6 +2,7 @@
 
 import random
 import string
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from tokenizers import Tokenizer
 
 from kvfoot.core.errors import UsageError
 from kvfoot.evaluate.tasks import chain, multiquery, multivalue, passkey, path, phrases_train, places, variables
-from kvfoot.evaluate.tasks.corpus import read_corpus
+from kvfoot.evaluate.tasks.corpus import common_words, read_corpus
 from kvfoot.evaluate.tasks.deeds_train import deed, deed_ask, purposes
 from kvfoot.evaluate.tasks.draw import Draw
 from kvfoot.evaluate.tasks.sample import Draft, Turn
+from kvfoot.evaluate.tasks.split import word_side
 from kvfoot.evaluate.tasks.wording_train import TrainWording
 from kvfoot.train.recall.books import encode_books
 from kvfoot.train.recall.checkpoint import load_model, save_model
@@ -317,19 +319,31 @@ def test_made_up_words_begin_with_every_letter():
     assert towns >= set(string.ascii_uppercase)
 
 
-def test_one_word_in_five_is_made_up(writer):
-    draw = Draw("made up", writer.corpus, writer.wording, writer.count)
-    listed = set(writer.corpus.vocabulary.words)
-    assert 0.12 < sum(draw.word() not in listed for _ in range(2000)) / 2000 < 0.22
+@pytest.mark.parametrize("kind", ["word", "noun", "adjective"])
+def test_one_word_in_five_is_made_up_and_two_are_of_the_books(writer, kind):
+    common = {"letter", "went", "much", "soft", "steps"}
+    corpus = replace(writer.corpus, vocabulary=replace(writer.corpus.vocabulary, common=tuple(sorted(common))))
+    draw = Draw("made up", corpus, writer.wording, writer.count)
+    listed = {*corpus.vocabulary.words}
+    assert not listed & common
+    drawn = [getattr(draw, kind)() for _ in range(2000)]
+    assert 0.35 < sum(word in common for word in drawn) / 2000 < 0.45
+    assert 0.12 < sum(word not in listed | common for word in drawn) / 2000 < 0.22
+    assert {word_side(word) for word in drawn} == {"train"}
+
+
+def test_words_of_the_books_are_whole_and_neither_names_nor_rare():
+    text = "The soft letter's steps: soft-spoken Letter went, went. much said"
+    assert common_words([text, "soft steps; steps—much"], "train", least=2) == ("much", "soft", "steps", "went")
 
 
 def test_passkeys_of_one_document_have_wordings_of_their_own(writer):
     draw = Draw("mixed", writer.corpus, writer.wording, writer.count)
     draft = passkey.draft(draw, passkey.PasskeyShape(12, mixed=True), 4000)
     assert len({turn.question.split()[0] for turn in draft.turns}) >= 4
-    asked = [draw.wording.passkey(draw) for _ in range(400)]
+    asked = [draw.wording.passkey(draw) for _ in range(2000)]
     verbal = sum(any(f" {verb}" in lookup.item for _, verb in phrases_train.PURPOSE) for lookup in asked)
-    assert 30 < verbal < 250
+    assert 0.07 < verbal / 2000 < 0.6
     assert all(lookup.item.count("{v}") and "{v}" not in lookup.ask for lookup in asked)
 
 

@@ -35,7 +35,9 @@ def recall(
     data: Annotated[Path, Option(help="folder with books/, words/ and longproc/ (docs/recall.md)")],
     out: Annotated[Path, Option(help="folder for the model, the state to resume from, and the log")],
     minutes: Annotated[float, Option(help="length of the plan, by the speed of one H100")] = 14.5,
-    plan: Annotated[str, Option(help="recall, routes, tail or tiny: lengths and mixtures over time")] = "recall",
+    plan: Annotated[
+        str, Option(help="recall, single, again, routes, tail or tiny: lengths and mixtures over time")
+    ] = "recall",
     seed: Annotated[int, Option(help="of the weights and the samples")] = 0,
     set_: Annotated[
         list[str] | None, Option("--set", metavar="KEY=VALUE", help="a field of the recipe or of the model's shape")

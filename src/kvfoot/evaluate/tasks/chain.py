@@ -38,7 +38,7 @@ def vary(draw: Draw, room: int) -> ChainShape:
 
 def draft(draw: Draw, shape: ChainShape, room: int) -> Draft | None:
     head, label, ask = draw.wording.chain(draw)
-    words = draw.shuffled(draw.vocabulary.words)
+    words = draw.words()
     per_key = draw.mean_tokens(lambda: f'{label}"{draw.word()}-{draw.word()}"\n')
     question = draw.count([head + ask]) + 12
     room -= question + int(shape.asks * (shape.hops * (per_key + 1.5) + question))

@@ -14,8 +14,9 @@ import json
 import random
 import re
 import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvfoot.core.errors import UsageError
@@ -23,18 +24,23 @@ from kvfoot.evaluate.tasks import places
 from kvfoot.evaluate.tasks.split import Side, book_side, word_side
 
 _WORD = re.compile(r"[a-z]{3,11}")
+_RUNNING = re.compile(r"(?<![\w'’-])[a-z]{4,11}(?![\w'’-])")
 _SENTENCE = re.compile(r'[.!?]["”]? (?=["“]?[A-Z])')
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Entities of one side. Words are lower case, 3 to 11 letters; towns are real names (dev and dev2 only)."""
+    """Entities of one side. Words are lower case, 3 to 11 letters; towns are real names (dev and dev2 only).
+
+    common: further words of its side, of the books (train only): the lists alone are learnt by heart.
+    """
 
     side: Side
     adjectives: tuple[str, ...]
     nouns: tuple[str, ...]
     words: tuple[str, ...]
     towns: tuple[str, ...]
+    common: tuple[str, ...] = ()
 
     @functools.cached_property
     def verbs(self) -> tuple[str, ...]:
@@ -135,6 +141,12 @@ def read_vocabulary(folder: Path, side: Side, towns: bool = True) -> Vocabulary:
     return Vocabulary(side, tuple(adjectives), tuple(nouns), words, real)
 
 
+def common_words(texts: Iterable[str], side: Side, least: int = 3) -> tuple[str, ...]:
+    """Words of `side` that running text has `least` times: 4 to 11 small letters, neither a name nor part of a word."""
+    counts = Counter(word for text in texts for word in _RUNNING.findall(text))
+    return tuple(sorted(word for word, count in counts.items() if count >= least and word_side(word) == side))
+
+
 def read_corpus(folder: Path | str, side: Side, books: Sequence[str] | None = None) -> Corpus:
     """Everything of one side. `books` restricts it to some names (tests); they must belong to `side`."""
     folder = Path(folder)
@@ -144,4 +156,9 @@ def read_corpus(folder: Path | str, side: Side, books: Sequence[str] | None = No
     if not names:
         raise UsageError(f"{folder / 'books'} has no book of the {side} side (evaluate/tasks/split.py names them)")
     texts = {name: read_book(folder, name) for name in names}
-    return Corpus(side, texts, read_vocabulary(folder, side))
+    vocabulary = read_vocabulary(folder, side)
+    if side == "train":
+        listed = {*vocabulary.words}
+        more = tuple(word for word in common_words(texts.values(), side) if word not in listed)
+        vocabulary = replace(vocabulary, common=more)
+    return Corpus(side, texts, vocabulary)

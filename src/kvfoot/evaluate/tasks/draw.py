@@ -76,23 +76,33 @@ class Draw:
         text = self.hexadecimal(32)
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
-    def word(self) -> str:
-        """In training one in five is made up, so that the lists are not learnt by heart; a few tries find one that no
-        other side's hash takes."""
-        for _ in range(6 if self.training and self.chance(0.2) else 0):
+    def _varied(self, listed: Sequence[str]) -> str:
+        """One of `listed`. In training two in five are words of the books and one in five is made up, or keys are told
+        from each other by a few thousand words that have been seen a million times; a few tries find a made-up one
+        that no other side's hash takes."""
+        kind = self.rng.random() if self.training else 1.0
+        for _ in range(6 if kind < 0.2 else 0):
             made = places.syllables(self.rng).lower()
             if word_side(made) == "train":
                 return made
-        return self.pick(self.vocabulary.words)
+        return self.pick(self.vocabulary.common if 0.2 <= kind < 0.6 and self.vocabulary.common else listed)
+
+    def word(self) -> str:
+        return self._varied(self.vocabulary.words)
 
     def noun(self) -> str:
-        return self.pick(self.vocabulary.nouns)
+        return self._varied(self.vocabulary.nouns)
+
+    def adjective(self) -> str:
+        return self._varied(self.vocabulary.adjectives)
+
+    def words(self) -> list[str]:
+        """All listed words in random order; in training as many again of the books among them."""
+        words, common = self.vocabulary.words, self.vocabulary.common
+        return self.shuffled((*words, *self.rng.sample(common, min(len(common), len(words)))) if common else words)
 
     def verb(self) -> str:
         return self.pick(self.vocabulary.verbs)
-
-    def adjective(self) -> str:
-        return self.pick(self.vocabulary.adjectives)
 
     def town(self) -> str:
         """A real town as often as not, where the side has any."""

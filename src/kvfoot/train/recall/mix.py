@@ -118,4 +118,13 @@ LATE = Mix(
         "path": 0.16, "variables": 0.09, "table": 0.15, "labels": 0.02, "quote": 0.01,
     },
 )  # fmt: skip
-MIXES = {mix.name: mix for mix in (START, MAIN, TAIL, FINISH, EARLY, MIDDLE, LATE)}
+# of a run that goes on from a model which does long answers and misses single things in running text
+AGAIN = Mix(
+    "again",
+    0.12,
+    {
+        "needles": 0.15, "passkey": 0.10, "multivalue": 0.15, "multiquery": 0.12, "json": 0.05, "chain": 0.09,
+        "path": 0.10, "variables": 0.11, "table": 0.11, "labels": 0.02, "quote": 0.02,
+    },
+)  # fmt: skip
+MIXES = {mix.name: mix for mix in (START, MAIN, TAIL, FINISH, EARLY, MIDDLE, LATE, AGAIN)}

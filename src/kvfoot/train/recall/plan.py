@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from kvfoot.core.errors import UsageError, did_you_mean
-from kvfoot.train.recall.mix import EARLY, FINISH, LATE, MAIN, MIDDLE, START, TAIL, Mix
+from kvfoot.train.recall.mix import AGAIN, EARLY, FINISH, LATE, MAIN, MIDDLE, START, TAIL, Mix
 from kvfoot.train.recall.options import Recipe
 
 # training tokens a second by length, H100 80GB, bf16, compiled; all 24 heads full. Run 4 (records/main.log.jsonl) had
@@ -63,6 +63,15 @@ PLANS: dict[str, Schedule] = {
             Phase(0.80, {16384: 0.55, 8192: 0.2, 4096: 0.25}, MIDDLE, 0.3, 0.5),
             Phase(1.00, {16384: 0.5, 8192: 0.3, 4096: 0.2}, LATE, 0.3, 0.3),
         )
+    ),
+    # after it, from its weights: as many minutes again, every head free (0020)
+    "again": Schedule(
+        (
+            Phase(0.10, {2048: 0.6, 1024: 0.4}, AGAIN, 0.0, 0.5),
+            Phase(0.35, {8192: 0.5, 2048: 0.5}, AGAIN, 0.0, 0.5),
+            Phase(1.00, {16384: 0.5, 8192: 0.3, 4096: 0.2}, AGAIN, 0.0, 0.3),
+        ),
+        decay_from=0.15,
     ),
     # labour divided among heads (docs/decisions/0021)
     "routes": Schedule(
