@@ -21,9 +21,9 @@ def training_words():
     found = set()
     for module in (phrases_train, records_train, wording_train):
         for name, value in vars(module).items():
-            if name.isupper() and isinstance(value, tuple):
-                for entry in value:
-                    found.update([entry] if isinstance(entry, str) else entry)
+            lists = value.values() if isinstance(value, dict) else [value] if isinstance(value, tuple) else []
+            for entry in itertools.chain(*lists) if name.isupper() else ():
+                found.update([entry] if isinstance(entry, str) else entry)
     return found
 
 

@@ -361,6 +361,9 @@ def test_training_wordings_are_what_they_are_meant_to_be(writer):
         clause, asked = purposes(draw)
         assert (clause.count("{t}"), clause.count("{v}")) == (1, 1)
         assert (asked.count("{t}"), asked.count("{v}")) == (1, 0)
+    # a number is never asked for as words, nor words as a number
+    for kind, other in (("number", "words"), ("words", "digits")):
+        assert not any(f" {other}" in purposes(draw, kind)[1] for _ in range(300))
     # some lines of a route name a town again
     lines = [draw.wording.path(draw).item for _ in range(600)]
     assert 90 < sum(line.count("{a}") > 1 or line.count("{b}") > 1 for line in lines) < 300

@@ -63,8 +63,11 @@ def deed_ask(draw: Draw) -> str:
     )
 
 
-def purposes(draw: Draw) -> tuple[str, str]:
-    """A clause with {v} and a question without it, both around a verb: what {t} is opened, reached or woken with."""
+def purposes(draw: Draw, values: str = "number") -> tuple[str, str]:
+    """A clause with {v} and a question without it, both around a verb: what {t} is opened, reached or woken with.
+
+    values: kind of {v}, "number", "words" or "hex".
+    """
     verb = draw.pick(phrases.PURPOSE)
     if draw.chance(0.25):
         word = draw.verb()
@@ -72,8 +75,8 @@ def purposes(draw: Draw) -> tuple[str, str]:
     things = [draw.pick(("the {t}", "the {t}", "our {t}", "this {t}", "a {t}")) for _ in range(2)]
     marks = [
         {
-            "w": verb[0], "ws": verb[1], "x": thing, "u": draw.pick(phrases.USE), "n": draw.pick(phrases.DIGITS),
-            "v": "{v}",
+            "w": verb[0], "ws": verb[1], "x": thing, "u": draw.pick(phrases.USE),
+            "n": draw.pick(phrases.MADE_OF[values]), "v": "{v}",
         }
         for thing in things
     ]  # fmt: skip

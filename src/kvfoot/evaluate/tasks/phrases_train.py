@@ -113,9 +113,12 @@ PURPOSES_ASK = (
     "what do I need to {w} {x}", "what did they {u} to {w} {x}", "{w} {x} for me: the {n}", "at what {n} does {x} {w}",
     "what will {w} {x}", "{n} with which {x} {ws}", "without what could nobody {w} {x}", "how is it that {x} {ws}",
 )
-DIGITS = (
-    "digits", "figures", "numbers", "letters", "number", "code", "word", "sign", "signs", "value", "symbols", "thing",
-)
+# what a value is called in a question: by what it is made of, which tells a number from the word before it
+MADE_OF = {
+    "number": ("digits", "digits", "figures", "numbers", "number", "numerals", "figure", "code", "sum", "thing"),
+    "words": ("words", "words", "word", "letters", "term", "name", "code", "saying", "thing"),
+    "hex": ("signs", "symbols", "characters", "letters and digits", "string", "code", "value", "thing"),
+}
 # before a question
 ASK_OPENING = (
     "Question:", "From the text above:", "According to the passage,", "Answer briefly:", "Please,", "In the text,",

@@ -176,14 +176,14 @@ class TrainWording:
             found = Lookup(*(text.replace("{k}", wrap) for text in found))
         return found
 
-    def passkey(self, draw: Draw, several: bool = False) -> Lookup:
+    def passkey(self, draw: Draw, several: bool = False, values: str = "number") -> Lookup:
         """{t} names the thing. A single one (`several` false) may be asked for by another name, or by none."""
         name = draw.pick(("the {t}", "the {t}", "our {t}", "a {t}", "this {t}", "my {t}"))
         again = [f"{{v}} is {name}", f"{name} is {{v}}"]
         body = statement(draw).replace("{t}", draw.pick(phrases.TITLE)).replace("{k}", name)
         verbal, wanted = draw.chance(0.4), ""
         if verbal:
-            body, wanted = purposes(draw)
+            body, wanted = purposes(draw, values)
             again = [body]
         elif draw.chance(0.5):
             body = draw.pick((f"{name} {_verb(draw, phrases.IS)} {{v}}", f"{{v}} {_verb(draw, phrases.IS)} {name}"))
@@ -192,7 +192,7 @@ class TrainWording:
             twice = draw.pick((*again, "Again: {v}", "It is {v}", "I repeat: {v}", "Yes, {v}"))
             text += " " + capital(twice) + draw.pick((".", ".", "!", ", mind you."))
         if not several and draw.chance(0.25 if verbal else 0.08):  # another verb: there is one number only
-            wanted = purposes(draw)[1]
+            wanted = purposes(draw, values)[1]
         if wanted and draw.chance(0.8):
             asked = question(draw, wanted)
         else:
