@@ -18,7 +18,7 @@ from lawtable import Case, cases
 from tape import Tape
 
 NEW = 14
-EAGER = {"locret", "quest", "retroattention", "streamingllm", "wgkv"}
+EAGER = {"locret", "retroattention", "streamingllm", "wgkv"}
 """Stepped without a graph, whatever their options."""
 
 
@@ -98,6 +98,10 @@ READERS: list[Case] = [
     ("tidaldecode", {"skip": 0, "again": 1}, {"budget": 24}),
     ("tokenselect", {"sink": 2, "window": 5, "similarity": 0.5}, {"budget": 24}),
     ("tokenselect", {"sink": 0, "window": 1, "similarity": 1.1}, {"budget": 24}),
+    ("quest", {"page": 4, "skip": 0}, {"budget": 24}),
+    ("quest", {"page": 8, "skip": 1, "group": "mean"}, {"budget": 24}),
+    ("quest", {"page": 3, "skip": 0}, {"budget": 17}),
+    ("quest+adakv", {"page": 4, "quest.skip": 0, "size": 12, "window": 4}, {"keep": 0.7}),
     ("refreshkv+snapkv", {"size": 12, "every": 2, "similarity": 0.6, "window": 4}, {"keep": 0.7}),
     ("refreshkv+adakv", {"size": 12, "every": 2, "similarity": 0.6, "window": 4}, {"keep": 0.7}),
 ]

@@ -301,11 +301,11 @@ def test_a_method_with_a_keep_of_its_own_is_launched() -> None:
 
 def test_the_record_says_how_a_run_decoded() -> None:
     said = {}
-    for name, graph in (("full", Tape), ("quest", Tape), ("full", False)):
+    for name, graph in (("full", Tape), ("retroattention", Tape), ("full", False)):
         engine = tiny.Strict(tiny.llama(), graph=graph)
         said[name, bool(graph)] = engine.generate([tiny.tokens(20)], method=name, max_new_tokens=3)[0].record.config
     assert said["full", True]["decode"] == "graph"
-    assert said["quest", True]["decode"].startswith("eager (its lists")
+    assert said["retroattention", True]["decode"].startswith("eager (its steps read tokens")
     assert said["full", False]["decode"] == "eager"
 
 
@@ -343,7 +343,12 @@ class Guarded:
     [
         ("refreshkv", {"budget": 24}, {"attend", "piecewise", "planned", "paged", "emitted", "push", "refill"}),
         ("h2o", {"keep": 0.5}, {"attend", "piecewise", "planned", "paged", "tally", "replace", "column_scores"}),
-        ("quest", {"budget": 32}, {"attend", "piecewise", "decode"}),
+        (
+            "quest",
+            {"budget": 24, "options": {"page": 4, "skip": 0}},
+            {"attend", "piecewise", "planned", "paged", "reach", "widen"},
+        ),
+        ("retroattention", {"budget": 24, "options": {"page": 4, "skip": 0}}, {"attend", "piecewise", "reach"}),
     ],
 )
 def test_kernels_are_launched_on_the_models_own_device(

@@ -45,7 +45,8 @@ def moved(resident: Resident, model: Any) -> Resident:
     pool.k, pool.v, pool.planes = to_meta(pool.k), to_meta(pool.v), to_meta(pool.planes)
     resident.scopes, resident.model = to_meta(resident.scopes), model
     if resident.lists is not None:
-        resident.lists.groups, resident.lists.rings = to_meta(resident.lists.groups), to_meta(resident.lists.rings)
+        standing = resident.lists.standing
+        standing.groups, standing.rings = to_meta(standing.groups), to_meta(standing.rings)
     return resident
 
 

@@ -7,9 +7,9 @@ import torch
 
 import readers
 import tiny
+from kvfoot.attention.naive_bounds import upper
 from kvfoot.core.errors import UsageError
 from kvfoot.core.registry import method as find_method
-from kvfoot.methods.read.quest import Bounds, upper_bound
 
 PROMPT = 90
 
@@ -18,11 +18,11 @@ def test_quests_bound_is_one() -> None:
     torch.manual_seed(0)
     keys, q = torch.randn(3, 20, 8), torch.randn(3, 4, 8)
     pages = keys.unflatten(1, (5, 4))
-    bound = upper_bound(q, Bounds(pages.amin(2), pages.amax(2)))
+    bound = upper(q, pages.amin(2), pages.amax(2))
     exact = torch.einsum("rhd,rpsd->rhps", q, pages)
     assert (bound[..., None] >= exact - 1e-5).all()
     ones = keys[:, :, None]
-    torch.testing.assert_close(upper_bound(q, Bounds(ones.amin(2), ones.amax(2))), q @ keys.mT)
+    torch.testing.assert_close(upper(q, ones.amin(2), ones.amax(2)), q @ keys.mT)
 
 
 @pytest.mark.parametrize("page", [1, 4, 16])

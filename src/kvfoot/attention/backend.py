@@ -81,6 +81,13 @@ class Backend(Protocol):
         page_size: int,
     ) -> None: ...
 
+    def reach(self, q_RHD: Tensor, low_RPD: Tensor, high_RPD: Tensor, lens_R: Tensor, page: int, mean: bool) -> Tensor:
+        """For methods that read pages by their bounds. See attention/naive_bounds.py."""
+
+    def widen(
+        self, low_RPD: Tensor, high_RPD: Tensor, k_pages: Tensor, slots_R: Tensor, lens_R: Tensor, page: int
+    ) -> None: ...
+
     def move(self, planes: Sequence[Tensor], source_R: Tensor, target_R: Tensor) -> None: ...
 
     def replace(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvfoot.attention.emitted import emitted
+from kvfoot.attention.naive_bounds import reach, widen
 from kvfoot.attention.overwrite import move, replace, tally
 from kvfoot.attention.padded import paged, planned
 from kvfoot.attention.pieces import join, piecewise
@@ -28,9 +29,11 @@ __all__ = [
     "piecewise",
     "planned",
     "push",
+    "reach",
     "refill",
     "replace",
     "tally",
+    "widen",
     "window_scores",
 ]
 name = "naive"

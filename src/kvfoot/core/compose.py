@@ -45,6 +45,7 @@ class Over(Reader):
             ("budgeted", self.evictor.budgeted),
             ("batched", self.reader.batched),
             ("queue", self.reader.queue),
+            ("grown", self.reader.grown),
         ):
             object.__setattr__(self, name, value)
         super().__post_init__()
@@ -127,6 +128,9 @@ class Over(Reader):
 
     def phase(self, step: int, n: int, size: int) -> str | None:
         return self.reader.phase(step, n, size)
+
+    def places(self, n: Any) -> Any:
+        return self.reader.places(n)
 
     def unseen(self, state: Any, query: Query, slots: Tensor) -> Tensor:
         return self.reader.unseen(state, query, slots)

@@ -95,6 +95,22 @@ class Query(Protocol):
         """
         ...
 
+    def widen(self, low: Tensor, high: Tensor, page: int) -> tuple[Tensor, Tensor]:
+        """Bounds [R, P, D] of the keys of pages of `page` entries with the query's own key in the last one. In a
+        replayed step the same tensors, with places for rows to come (`Reader.grown`).
+        """
+        ...
+
+    def reach(self, low: Tensor, high: Tensor, page: int, group: str) -> Tensor:
+        """fp32 [R, P]: no key of a page has a greater q k, joined over query heads by `group`; -inf for the newest
+        entry's page and behind it. Charged: two keys a page.
+        """
+        ...
+
+    def pages(self, numbers: Tensor, page: int) -> Any:
+        """The slots of pages int64 [R, c], in any order, and of the newest entry's, as far as it is filled."""
+        ...
+
     def hold(self, slots: Tensor) -> Held | None:
         """Copies of the entries in slots int64 [R, c], to be read in their place; None where the cache is as near."""
         ...
@@ -112,14 +128,14 @@ class Query(Protocol):
 
 @dataclass(frozen=True)
 class Read:
-    """What a query reads: slots int64 [R, c], None for everything.
+    """What a query reads: slots int64 [R, c] or `Query.pages`, None for everything.
 
     refresh: the reader is to choose anew (a bool, or on the device); it then reads what `Reader.refresh` answers,
     or everything where `full` is set. extra: entries' worth of other tensors that were read (page bounds), per row.
     held: copies of just these entries, in this order.
     """
 
-    slots: Tensor | None
+    slots: Any
     refresh: bool | Tensor = False
     full: bool = False
     extra: float = 0
@@ -159,6 +175,10 @@ class Reader(Method):
     queue: ClassVar[str | None] = None
     """Which field of a state is a queue of slots, int64 [R, K]: `read` pushes it at every step (`Query.push`), and does
     nothing else with it. In a replayed step it is a ring at a fixed address, moved on for all layers in one launch.
+    """
+    grown: ClassVar[tuple[str, ...]] = ()
+    """Fields of a state that grow with the text, [R, places(n), ...], and are changed by `Query.widen` alone. In a
+    replayed step they have room for the whole run at a fixed address; places behind a row's own have no meaning.
     """
 
     def __post_init__(self) -> None:
@@ -216,6 +236,10 @@ class Reader(Method):
         None: this step cannot be replayed (a CUDA graph), since tensors change shape or it asks for logits or keys.
         """
         return None
+
+    def places(self, n: Any) -> Any:
+        """Of the fields that grow, for a row of n entries, or for an array of such numbers."""
+        raise TypeError(f"{self.name} holds nothing that grows")
 
     def refresh(self, state: Any, query: Query) -> tuple[Any, Tensor]:
         """The state after a step that chooses anew, and the slots int64 [R, c] that it reads unless it reads all."""

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvfoot.attention.backend import Backend
+from kvfoot.attention.pages import Pages
 from kvfoot.attention.rings import Rings
 from kvfoot.cache.pool import Pool
 from kvfoot.core.reading import Held
@@ -19,11 +21,22 @@ def take(x: Tensor, rows: Rows) -> Tensor:
 
 
 class Step:
-    """What a layer's rows have in a step, all of them: q [R, H, D], newest int64 [R, 1]."""
+    """What a layer's rows have in a step, all of them: q [R, H, D], newest int64 [R, 1], 0 in idle rows."""
 
-    def __init__(self, layer: int, q: Tensor, newest: Tensor, slots: Tensor, pool: Pool, entries: int):
-        """slots: int64 [R] of the arena, where the newest entries lie. entries: the most of a row."""
-        self.layer, self.q, self.newest, self.slots, self.pool, self.entries = layer, q, newest, slots, pool, entries
+    def __init__(
+        self,
+        layer: int,
+        q: Tensor,
+        newest: Tensor,
+        lens: Tensor,
+        slots: Tensor,
+        pool: Pool,
+        backend: Backend,
+        entries: int,
+    ):
+        """lens: int64 [R]. slots: int64 [R] of the arena, where the newest entries lie. entries: the most of a row."""
+        self.layer, self.q, self.newest, self.lens, self.slots = layer, q, newest, lens, slots
+        self.pool, self.backend, self.entries = pool, backend, entries
 
 
 class Asked:
@@ -38,6 +51,8 @@ class Asked:
         self.sequences, self.below, self.pushed = sequences, below, False
         self._all, self._rows = step, rows
         self.emitted: Any = None
+        self.bounded = 0
+        """Entries of the pages whose bounds were read."""
 
     @cached_property
     def q(self) -> Tensor:
@@ -54,6 +69,10 @@ class Asked:
     @cached_property
     def newest(self) -> Tensor:
         return take(self._all.newest, self._rows)
+
+    @cached_property
+    def _lens(self) -> Tensor:
+        return take(self._all.lens, self._rows)
 
     def _stored(self, plane: Tensor) -> Tensor:
         return plane.view(-1, plane.shape[2]).index_select(0, take(self._all.slots, self._rows))
@@ -85,6 +104,18 @@ class Asked:
             raise TypeError("a replayed step pushes a queue that `Reader.queue` names")
         self.pushed = True
         return queue, queue
+
+    def widen(self, low: Tensor, high: Tensor, page: int) -> tuple[Tensor, Tensor]:
+        slots = take(self._all.slots, self._rows)
+        self._all.backend.widen(low, high, self._all.pool.k, slots, self._lens, page)
+        return low, high
+
+    def reach(self, low: Tensor, high: Tensor, page: int, group: str) -> Tensor:
+        self.bounded = page
+        return self._all.backend.reach(self.q, low, high, self._lens, page, group == "mean")
+
+    def pages(self, numbers: Tensor, page: int) -> Pages:
+        return Pages(torch.cat([numbers, self.newest // page], 1), page)
 
     def earlier(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
         there = self._entry < self.newest

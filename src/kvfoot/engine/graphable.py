@@ -29,8 +29,9 @@ def why_eager(method: Method, plan: Plan) -> str | None:
             return f"{'verify' if method.verify else 'rectify'} reads tokens again"
         if plan.later is not None:
             return "a reader over rows that are cut while decoding"
-        size = plan.reads or 1
-        if method.phase(1, size + 2, size) is None:
+        if method.tokens > 1:
+            return "its steps read tokens before the newest once more"
+        if method.phase(1, WHOLE, plan.reads or 1) is None:
             return "its lists change shape, or it scans keys, at every step"
         return None
     if plan.later is None:

@@ -47,6 +47,8 @@ class Cost:
     """Entries that a step of a kind reads per row, known when it is recorded: `read` of them by the list, None for all.
 
     fires: a row may refresh; full: it then reads all that is stored, else `renewed` entries. extra: see Read.
+    page: where `read` counts pages, a row's newest among them, their entries. bounds: entries of pages whose bounds are
+    read as well.
     """
 
     read: int | None
@@ -54,6 +56,8 @@ class Cost:
     full: bool
     renewed: int
     extra: float
+    page: int = 0
+    bounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,33 +70,43 @@ class Tally:
     full: np.ndarray
     renewed: np.ndarray
     extra: np.ndarray
+    page: np.ndarray
+    bounds: np.ndarray
 
     @staticmethod
     def of(costs: list[tuple[Group, Cost]], shape: tuple[int, ...]) -> "Tally":
-        t = Tally(*(np.zeros(shape, kind) for kind in (bool, np.int64, bool, bool, np.int64, np.float64)))
+        kinds = (bool, np.int64, bool, bool, np.int64, np.float64, np.int64, np.int64)
+        t = Tally(*(np.zeros(shape, kind) for kind in kinds))
         for group, cost in costs:
             at = np.ix_([group.layer], group.members, group.heads)
             t.here[at], t.fires[at], t.full[at] = True, cost.fires, cost.full
             t.read[at] = WHOLE if cost.read is None else cost.read
             t.renewed[at], t.extra[at] = cost.renewed, cost.extra
+            t.page[at], t.bounds[at] = cost.page, cost.bounds
         return t
 
     def add(self, p: Pass, b: int, fired: np.ndarray) -> None:
         """A step's reads of the sequence at place b into its pass. fired: bool [L, KV heads]."""
         assert p.loaded is not None and p.refreshed is not None and p.scan is not None  # noqa: PT018
         own, n, refreshed = self.here[:, b], p.before + 1, fired & self.fires[:, b]
-        read = np.where(refreshed, np.where(self.full[:, b], n, self.renewed[:, b]), np.minimum(self.read[:, b], n))
+        page, bounds = (x[:, b].clip(1) for x in (self.page, self.bounds))
+        listed = np.where(self.page[:, b] > 0, (self.read[:, b] - 1) * page + (n - 1) % page + 1, self.read[:, b])
+        read = np.where(refreshed, np.where(self.full[:, b], n, self.renewed[:, b]), np.minimum(listed, n))
+        extra = self.extra[:, b] + np.where(self.bounds[:, b] > 0, -(-n // bounds), 0)
         p.loaded[own], p.refreshed[own] = read[own], refreshed[own]
-        p.scan[own] += (np.where(refreshed, n, 0) + 2 * self.extra[:, b])[own]
+        p.scan[own] += (np.where(refreshed, n, 0) + 2 * extra)[own]
 
 
 def grouped(sequences: Many[Sequence], method: Reader, kv_heads: int, device: torch.device) -> list[Group]:
-    """The sequences' states, those of a shape in one group if the method can be asked so; queues are left out."""
+    """The sequences' states, those of a shape in one group if the method can be asked so; queues and what grows are
+    left out.
+    """
     found: dict[tuple[Any, ...], tuple[list[int], list[Any]]] = {}
     for b, s in enumerate(sequences):
         for (layer, heads), state in s.reading.items():
             own: Any = state if method.lasting else None
             length = 0
+            own = states.without(own, method.grown)
             shape = states.shapes(own)
             if method.queue is not None:
                 length = queue_of(method, own).shape[1]

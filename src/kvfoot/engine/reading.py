@@ -77,6 +77,23 @@ class Asked:
         read = torch.cat([queue, self.newest], 1)
         return read, read[:, -max(self.size, queue.shape[1]) :]
 
+    def widen(self, low: Tensor, high: Tensor, page: int) -> tuple[Tensor, Tensor]:
+        key = self.key[:, None]
+        if (self.n - 1) % page == 0:
+            return torch.cat([low, key], 1), torch.cat([high, key], 1)
+        last = torch.minimum(low[:, -1:], key), torch.maximum(high[:, -1:], key)
+        return torch.cat([low[:, :-1], last[0]], 1), torch.cat([high[:, :-1], last[1]], 1)
+
+    def reach(self, low: Tensor, high: Tensor, page: int, group: str) -> Tensor:
+        self.scanned += 2 * low.shape[1]
+        return self.backend.reach(self.q, low, high, self.newest[:, 0] + 1, page, group == "mean")
+
+    def pages(self, numbers: Tensor, page: int) -> Tensor:
+        inside = torch.arange(page, device=numbers.device)
+        last = torch.arange((self.n - 1) // page * page, self.n, device=numbers.device).expand(len(numbers), -1)
+        slots = numbers.sort(1).values[..., None] * page + inside
+        return torch.cat([slots.flatten(1), last], 1)
+
     def hold(self, slots: Tensor) -> Held | None:
         if self.cache.pool.storage.plain:
             return None

@@ -114,7 +114,7 @@ class Resident:
         scoped = all(
             s is None or bounds[:, i][bounds[:, i] < WHOLE].max() < len(s.entry) for i, s in enumerate(self.scopes)
         )
-        fits = self.lists is None or self.lists.fits(sequences)
+        fits = self.lists is None or self.lists.standing.fits(sequences)
         return bool(small and same and scoped and fits and len(sequences) <= self.buffers.size)
 
     def attach(self, sequences: Many[Sequence]) -> None:
@@ -135,7 +135,7 @@ class Resident:
         if self.ledger is None:
             return
         if self.lists is not None:
-            self.lists.detach(self.ledger.sequences)
+            self.lists.standing.detach(self.ledger.sequences)
         self.ledger.close()
         self.ledger = None
 
@@ -168,13 +168,13 @@ class Resident:
             self.lists.steps[kind] = next(s.steps for s in self.ledger.sequences if not s.done)
         self.ledger.idle()
         tokens = self.buffers.tokens.clone()
-        states = None if self.lists is None else self.lists.saved()
+        states = None if self.lists is None else self.lists.standing.saved()
         graph = self.record()
         graph.capture(lambda: self.run(kind))
         self.graphs[kind] = graph
         self.buffers.tokens.copy_(tokens)
         if states is not None and self.lists is not None:
-            self.lists.restore(states)
+            self.lists.standing.restore(states)
 
     @torch.inference_mode()
     def run(self, kind: str) -> None:

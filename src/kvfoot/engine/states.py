@@ -69,3 +69,8 @@ def chosen(fired: Tensor, sequences: int, new: Any, old: Any) -> Any:
         return torch.where(mask, x, next(others))
 
     return mapped(new, pick)
+
+
+def without(state: Any, names: Many[str]) -> Any:
+    """The state, these fields None."""
+    return state if state is None or not names else replace(state, **dict.fromkeys(names))

@@ -30,6 +30,7 @@ from kvfoot.attention.naive_layer import Target, Turn
 from kvfoot.attention.state import Least, State
 from kvfoot.attention.triton import (
     append,
+    bounds,
     chunk_prefill,
     column_scores,
     common,
@@ -89,6 +90,8 @@ KERNELS: dict[str, ModuleType] = {
     "vote_kernel": vote,
     "push_kernel": rings,
     "refill_kernel": rings,
+    "reach_kernel": bounds,
+    "widen_kernel": bounds,
     "chunk_prefill_kernel": chunk_prefill,
     "stream_prefill_kernel": stream_prefill,
     "column_scores_kernel": column_scores,
@@ -197,6 +200,11 @@ def build(ops: list[str], head_size: int, group: int, page_size: int, dtype: tor
             rings.push(ring, meta(2, rows, kind=torch.int64), meta(2, rows, kind=torch.int64))
             fired, own = meta(rows, kind=torch.bool), meta(rows, kind=torch.int64)
             rings.refill(ring, 0, own, chosen, fired, table, page_size)
+        if "bounds" in ops:
+            for mean in (True, False):
+                bounds.reach(one, meta(rows, 8192, head_size), meta(rows, 8192, head_size), lens.long(), 16, mean)
+            low, long = meta(rows, 8192, head_size), meta(rows, kind=torch.int64)
+            bounds.widen(low, low, k, long, long, 16)
         if "chunk" in ops:
             chunk_prefill.chunk_prefill(q, k, k, table, lens, 0.1, True)
         if "patch" in ops:

@@ -13,6 +13,7 @@ from kvfoot.attention.triton import decode as decoding
 from kvfoot.attention.triton import emitted as refreshing
 from kvfoot.attention.triton import fused
 from kvfoot.attention.triton import window_scores as windows
+from kvfoot.attention.triton.bounds import reach, widen
 from kvfoot.attention.triton.chunk_prefill import chunk_prefill
 from kvfoot.attention.triton.emitted import Emitted
 from kvfoot.attention.triton.join import join
@@ -34,9 +35,11 @@ __all__ = [
     "piecewise",
     "planned",
     "push",
+    "reach",
     "refill",
     "replace",
     "tally",
+    "widen",
     "window_scores",
 ]
 name = "triton"

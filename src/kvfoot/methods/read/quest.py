@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -6,7 +7,7 @@ from torch import Tensor
 from kvfoot.core.hooks import require
 from kvfoot.core.reading import Query, Read, Reader
 from kvfoot.core.registry import register
-from kvfoot.methods.tools import Join, join
+from kvfoot.methods.tools import Join
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Quest(Reader):
     page: int = 16
     skip: int = 2
     group: Join = "max"
+    batched: ClassVar[bool] = True
+    grown: ClassVar[tuple[str, ...]] = ("low", "high")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,26 +53,24 @@ class Quest(Reader):
     def read(self, state: Bounds | None, query: Query) -> tuple[Bounds | None, Read]:
         if state is None:
             return None, Read(None)
-        state = self._add(state, query.key[:, None], query.n)
+        state = Bounds(*query.widen(state.low, state.high, self.page))
         return state, self._choose(state, query)
 
+    def phase(self, step: int, n: int, size: int) -> str | None:
+        return "quiet" if self._count(size) < self.places(n) else None
+
+    def places(self, n: Any) -> Any:
+        return -(-n // self.page)
+
+    def _count(self, size: int) -> int:
+        return max(3, size // self.page)
+
     def _choose(self, state: Bounds, query: Query) -> Read:
-        count, pages = max(3, query.size // self.page), state.low.shape[1]
+        count, pages = self._count(query.size), self.places(query.n)
         if count >= pages:
             return Read(None, extra=pages)
-        bounds = join(upper_bound(query.q, state), self.group)[:, :-1]
-        best = bounds.topk(count - 1, sorted=False).indices.sort(1).values
-        inside = torch.arange(self.page, device=best.device)
-        last = torch.arange((pages - 1) * self.page, query.n, device=best.device).expand(len(best), -1)
-        slots = (best[..., None] * self.page + inside).flatten(1)
-        return Read(torch.cat([slots, last], 1), extra=pages)
-
-    def _add(self, state: Bounds, key: Tensor, n: int) -> Bounds:
-        """With the n-th entry's key [R, 1, D]."""
-        if (n - 1) % self.page == 0:
-            return Bounds(torch.cat([state.low, key], 1), torch.cat([state.high, key], 1))
-        low, high = torch.minimum(state.low[:, -1:], key), torch.maximum(state.high[:, -1:], key)
-        return Bounds(torch.cat([state.low[:, :-1], low], 1), torch.cat([state.high[:, :-1], high], 1))
+        reach = query.reach(state.low, state.high, self.page, self.group)
+        return Read(query.pages(reach.topk(count - 1, sorted=False).indices, self.page))
 
 
 def page_bounds(keys: Tensor, page: int) -> Bounds:
@@ -82,9 +83,3 @@ def page_bounds(keys: Tensor, page: int) -> Bounds:
         low.append(keys[:, whole:].amin(1, keepdim=True))
         high.append(keys[:, whole:].amax(1, keepdim=True))
     return Bounds(torch.cat(low, 1), torch.cat(high, 1))
-
-
-def upper_bound(q: Tensor, state: Bounds) -> Tensor:
-    """No key of a page has a greater q k, fp32 [R, H, P], for q [R, H, D]."""
-    q = q.float()
-    return q.clamp(min=0) @ state.high.float().mT + q.clamp(max=0) @ state.low.float().mT

@@ -71,6 +71,9 @@ class RetroAttention(Quest):
             log = log.scatter(1, chosen.slots // self.page, query.step)
         return Logged(bounds.low, bounds.high, log), chosen
 
+    def phase(self, step: int, n: int, size: int) -> str | None:
+        return None
+
     def unseen(self, state: Bounds | None, query: Query, slots: Tensor) -> Tensor:
         """A past token of step s has read the pages whose last reading is step s or later, and sees none after it."""
         assert isinstance(state, Logged)
@@ -84,7 +87,7 @@ class RetroAttention(Quest):
     def _renewed(self, state: Bounds, query: Query) -> Bounds:
         """The bounds with the pages of the newest and of the corrected tokens made again: their keys have changed."""
         if not query.past:
-            return self._add(state, query.key[:, None], query.n)
+            return Bounds(*query.widen(state.low, state.high, self.page))
         first = (query.n - 1 - query.past) // self.page
         renewed = page_bounds(query.keys(query.n - first * self.page), self.page)
         return Bounds(
