@@ -13,6 +13,7 @@ import tiny
 from kvfoot.attention import naive_layer, sdpa
 from kvfoot.attention.state import State
 from kvfoot.core.budget import Budget
+from kvfoot.core.hooks import Method
 from kvfoot.engine.sampler import Sampling
 from kvfoot.models.fusion import Fuse
 from tape import Rerun
@@ -56,22 +57,28 @@ def _paged(q: Tensor, *given: Any, **named: Any) -> Any:
 
 
 @torch.inference_mode()
-def of_a_step(kind: str, level: int, method: str = "full", batch: int = 1, **mode: Any) -> tuple[Counter[str], int]:
+def of_a_step(
+    kind: str, level: int, method: str | Method = "full", batch: int = 1, page_size: int = 16, **mode: Any
+) -> tuple[Counter[str], int]:
     """Launches of a layer of a family's step, by name, and of everything but its layers."""
-    found = [_step(kind, layers, level, method, batch, mode) for layers in (2, 4)]
+    found = [_step(kind, layers, level, method, batch, page_size, mode) for layers in (2, 4)]
     layer = Counter({name: n // 2 for name, n in (found[1] - found[0]).items()})
     return layer, found[0].total() - 2 * layer.total()
 
 
-def _step(kind: str, layers: int, level: int, method: str, batch: int, mode: dict[str, Any]) -> Counter[str]:
+def _step(
+    kind: str, layers: int, level: int, method: str | Method, batch: int, page_size: int, mode: dict[str, Any]
+) -> Counter[str]:
     count = Launches()
     names = ("rms_norm", "gated", "store", "project", "gated_project")
     kernels: Any = SimpleNamespace(**{name: count.one(name, getattr(naive_layer, name)) for name in names})
     backend = SimpleNamespace(**vars(sdpa))
     backend.paged = count.one("attention", _paged, ATTENTION)
+    backend.reach, backend.widen = count.one("reach", sdpa.reach), count.one("widen", sdpa.widen)
     more = {"no_rope_layers": [1] * layers} if kind == "smollm3" else {}
     model = tiny.make(kind, layers=layers, dtype=torch.bfloat16, **more)
-    engine = tiny.Strict(model, backend=backend, graph=Rerun, fuse=Fuse(kernels, level) if level else 0)
+    fuse = Fuse(kernels, level) if level else 0
+    engine = tiny.Strict(model, backend=backend, graph=Rerun, fuse=fuse, page_size=page_size)
     chosen = engine.method(method)
     plan = engine.plan(chosen, Budget.of(**mode), 20, None, 8)
     runner = engine.runner([plan] * batch, 8)

@@ -18,7 +18,7 @@ from lawtable import Case, cases
 from tape import Tape
 
 NEW = 14
-EAGER = {"locret", "retroattention", "streamingllm", "wgkv"}
+EAGER = {"locret", "retroattention", "wgkv"}
 """Stepped without a graph, whatever their options."""
 
 

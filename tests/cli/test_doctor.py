@@ -26,10 +26,10 @@ def test_a_healthy_machine(kvfoot: Any, tmp_path: Path, monkeypatch: pytest.Monk
     ):
         assert word in said.out
     graphs, steps = (
-        next(line for line in said.out.splitlines() if word in line) for word in ("CUDA graphs", "streamingllm")
+        next(line for line in said.out.splitlines() if word in line) for word in ("CUDA graphs", "retroattention")
     )
-    assert all(name in graphs for name in ("full", "snapkv", "h2o", "heads", "refreshkv"))
-    assert steps.strip().startswith("step by step: streamingllm (it turns every stored key")
+    assert all(name in graphs for name in ("full", "snapkv", "h2o", "heads", "refreshkv", "quest", "streamingllm"))
+    assert steps.strip().startswith("step by step: retroattention (its steps read tokens before")
     assert "equal to transformers" in said.out
     assert "as promised" in said.out
     assert "failed" not in said.out

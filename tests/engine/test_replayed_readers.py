@@ -9,6 +9,7 @@ from torch import Tensor
 
 import tiny
 from kvfoot.core.reading import Query, Read, Reader
+from kvfoot.core.registry import method as find_method
 from kvfoot.engine import states
 from launches import of_a_step
 from replayed import decode, same
@@ -52,6 +53,14 @@ def test_a_layer_that_refreshes_nothing_is_a_layer_of_full_attention(batch: int)
     found, more = of_a_step("llama", 0, "refreshkv", batch, budget=12)
     assert found == full
     assert more - rest <= 25
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_layer_that_reads_pages_has_six_operations_more(batch: int) -> None:
+    """Two of them kernels over bounds; nothing that grows is copied."""
+    full, _ = of_a_step("llama", 0, "full", batch, 4)
+    found, _ = of_a_step("llama", 0, find_method("quest", {"page": 4, "skip": 0}), batch, 4, budget=12)
+    assert found - full == dict.fromkeys(("widen", "reach", "topk", "floor_divide", "cat", "gather"), 1)
 
 
 def test_a_ring_turns_over_more_than_once() -> None:

@@ -60,8 +60,7 @@ def test_who_is_stepped_without_a_graph() -> None:
 
 @pytest.mark.parametrize("name", sorted(EAGER))
 def test_the_others_are_stepped_as_ever(name: str) -> None:
-    mode = {"budget": 24} if name != "streamingllm" else {"keep": 0.5}
-    found = same(tiny.llama(), name, OPTIONS.get(name, [{}])[0], **mode)
+    found = same(tiny.llama(), name, OPTIONS.get(name, [{}])[0], budget=24)
     assert found.steps == 0
     assert not found.tapes
 
@@ -86,6 +85,24 @@ def test_every_family(kind: str) -> None:
     if kind in DECIDED:
         same(model, "h2o", keep=0.5)
         same(model, "refreshkv", {"every": 3, "similarity": 0.6}, budget=16)
+        same(model, "quest", {"page": 3, "skip": 0}, budget=16)
+        found = same(model, "streamingllm", {"sink": 2}, keep=0.5)
+        assert found.steps == NEW - 1
+
+
+@pytest.mark.parametrize("kind", ["default", "yarn", "linear"])
+def test_positions_are_ranks(kind: str) -> None:
+    """YaRN's amplitude counts once; texts longer than the model's positions, rows that grow until they are full."""
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 5000.0}
+    if kind != "default":
+        rope |= {"factor": 4.0, "original_max_position_embeddings": 64}
+    model = tiny.make("llama", layers=2, rope_parameters=rope)
+    for page_size in (3, 16):
+        found = same(model, "streamingllm", {"sink": 2}, budget=36, lengths=(61, 30, 20), new=24, page_size=page_size)
+        assert found.steps == 23
+    with_positions = decode(model, "streaming", {"sink": 2}, budget=36, lengths=(61, 30, 20), new=24)
+    assert with_positions.kept == found.kept
+    assert with_positions.tokens != found.tokens
 
 
 def test_experts_are_launched() -> None:
@@ -160,16 +177,19 @@ def test_a_declared_ranking_is_what_asking_gives(name: str, options: dict[str, A
 
 @pytest.mark.parametrize("shuffled", [False, True])
 @pytest.mark.parametrize(
-    ("name", "options"), [("streaming", {"sink": 3}), ("heads", {"roles": "10/01", "sink": 2, "window": 9})]
+    ("name", "options"),
+    [
+        ("streaming", {"sink": 3}),
+        ("streamingllm", {"sink": 3}),
+        ("heads", {"roles": "10/01", "sink": 2, "window": 9}),
+    ],
 )
 def test_rows_in_another_order_are_looked_at_once(name: str, options: dict[str, Any], shuffled: bool) -> None:
     """Given back and taken again: rings that have turned, growing rows behind them, and slots in any order."""
     runs = []
     for graph in (Tape, False):
         engine, chosen = tiny.Strict(tiny.llama(), page_size=4, graph=graph), find_method(name, options)
-        plans = [
-            engine.plan(chosen, Budget.of(budget=24 if name == "streaming" else None), n, 20, 60) for n in (61, 19)
-        ]
+        plans = [engine.plan(chosen, Budget.of(budget=None if name == "heads" else 24), n, 20, 60) for n in (61, 19)]
         runner = engine.runner(plans, 60)
         some = [runner.open(tiny.tokens(n, n), chosen, p, Sampling(), 0) for n, p in zip((61, 19), plans, strict=True)]
         logits = [runner.prefill(s) for s in some]

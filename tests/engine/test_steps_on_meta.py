@@ -44,6 +44,10 @@ def moved(resident: Resident, model: Any) -> Resident:
     b.tokens, b.fired, b.answer = to_meta([b.tokens, b.fired, b.answer])
     pool.k, pool.v, pool.planes = to_meta(pool.k), to_meta(pool.v), to_meta(pool.planes)
     resident.scopes, resident.model = to_meta(resident.scopes), model
+    if resident.ranks is not None:
+        tables = resident.ranks.rotation._tables
+        for key, (cos, sin) in tables.items():
+            tables[key] = cos.to("meta"), sin.to("meta")
     if resident.lists is not None:
         standing = resident.lists.standing
         standing.groups, standing.rings = to_meta(standing.groups), to_meta(standing.rings)

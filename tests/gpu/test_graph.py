@@ -88,6 +88,19 @@ def test_a_graph_writes_what_launches_write(name: str, options: dict[str, Any], 
         assert mine.trace.strides() == pytest.approx(theirs.trace.strides(), nan_ok=True)
 
 
+@pytest.mark.parametrize(("page", "group"), [(16, "max"), (16, "mean"), (32, "max")])
+def test_a_graph_reads_the_caches_own_pages(page: int, group: str) -> None:
+    """Quest's pages are the cache's, or made of them: tables of pages chosen on the device, in a bucket of 4."""
+    options = {"page": page, "skip": 1, "group": group}
+    more: dict[str, Any] = {"lengths": (150, 141, 191), "budget": 3 * page, "new": 40}
+    found, launched = (on_gpu("quest", options, graph=graph, **more) for graph in (True, False))
+    assert found.steps == 39
+    assert found.tokens == launched.tokens
+    for mine, theirs in zip(found.sequences, launched.sequences, strict=True):
+        assert mine.trace.footprint() == theirs.trace.footprint()
+        assert mine.trace.strides() == pytest.approx(theirs.trace.strides(), nan_ok=True)
+
+
 @pytest.mark.parametrize("name", ["full", "h2o", "streaming"])
 def test_a_graph_of_the_sdpa_backend(name: str) -> None:
     """The recording itself, without our kernels: attention in plain torch, padded to the tables."""
@@ -107,11 +120,13 @@ def test_the_cpus_tokens() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["full", "h2o", "refreshkv"])
+@pytest.mark.parametrize("name", ["full", "h2o", "refreshkv", "quest", "streamingllm"])
 def test_in_half_precision_a_replay_is_its_own_step_run_plainly(name: str, dtype: torch.dtype) -> None:
     """The recorded function against the recording of it, token for token; launched steps may round otherwise."""
-    mode = {"full": {}, "h2o": {"keep": 0.5}, "refreshkv": {"budget": 24}}[name]
-    plain, replayed = (on_gpu(name, {}, graph=True, dtype=dtype, new=48, record=r, **mode) for r in (Rerun, True))
+    mode = {"h2o": {"keep": 0.5}, "refreshkv": {"budget": 24}, "streamingllm": {"keep": 0.5}}.get(name, {})
+    options = {"page": 4, "skip": 0} if name == "quest" else {}
+    mode = {"budget": 24} if name == "quest" else mode
+    plain, replayed = (on_gpu(name, options, graph=True, dtype=dtype, new=48, record=r, **mode) for r in (Rerun, True))
     assert plain.tokens == replayed.tokens
     assert plain.kept == replayed.kept
 
@@ -121,15 +136,17 @@ def test_in_half_precision_a_replay_is_its_own_step_run_plainly(name: str, dtype
     [
         ("full", {}),
         ("streaming", {"keep": 0.5}),
+        ("streamingllm", {"keep": 0.5}),
         ("h2o", {"keep": 0.5}),
         ("tova", {"keep": 0.5}),
         ("snapkv", {"budget": 80}),
         ("refreshkv", {}),
+        ("quest", {}),
     ],
 )
 def test_no_step_waits_for_the_device(name: str, mode: dict[str, Any]) -> None:
     """Sampled steps, page crossings among them, under torch's sync debug mode: the token's event is the only wait."""
-    mode = mode or ({"budget": 24} if name == "refreshkv" else {})
+    mode = mode or {"refreshkv": {"budget": 24}, "quest": {"budget": 48}}.get(name, {})
     _, sequences, batch = opened(name, mode, (90, 85), Sampling(0.8, 0.9, top_k=50))
     kinds = set()
     for _ in range(6):  # every kind of step is recorded: that waits
@@ -145,8 +162,9 @@ def test_no_step_waits_for_the_device(name: str, mode: dict[str, Any]) -> None:
 
 def test_the_step_itself_waits_for_nothing_when_it_is_launched() -> None:
     """The recorded function run plainly, as the warming runs do, on words of an idle step."""
-    for name, mode in (("full", {}), ("h2o", {"keep": 0.5}), ("refreshkv", {"budget": 24})):
-        runner, sequences, batch = opened(name, mode, sampling=Sampling(1.0, 0.9))
+    methods: list[tuple[str, dict[str, Any]]] = [("full", {}), ("h2o", {"keep": 0.5}), ("refreshkv", {"budget": 24})]
+    for name, mode in [*methods, ("quest", {"budget": 48}), ("streamingllm", {"keep": 0.5})]:
+        runner, sequences, batch = opened(name, mode, (90, 61), Sampling(1.0, 0.9))
         batch.advance()
         resident = batch.resident
         assert isinstance(resident, Resident)
@@ -262,7 +280,15 @@ def test_fused_kernels_are_as_near_as_the_models_own_operations(dtype: torch.dty
     assert fused <= 2 * plain
 
 
-@pytest.mark.parametrize(("name", "mode"), [("full", {}), ("h2o", {"keep": 0.5}), ("refreshkv", {"budget": 24})])
+FUSED: list[tuple[str, dict[str, Any]]] = [
+    ("full", {}),
+    ("h2o", {"keep": 0.5}),
+    ("refreshkv", {"budget": 24}),
+    ("streamingllm", {"keep": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("name", "mode"), FUSED)
 def test_a_graph_with_fused_kernels_writes_what_one_without_writes(name: str, mode: dict[str, Any]) -> None:
     """fp32: tokens and survivors. Fusion is the default; products are of single tokens."""
     assert tiny.Strict(model(), backend="triton").fuse is not None

@@ -90,7 +90,8 @@ class Chosen:
             counts, plan = torch.zeros_like(counts), None
             for group, pages in listed:
                 put(counts, group.rows, take(self._filled(pages)[0][layer], group.rows))
-        number = number.clamp(max=table.shape[1] * pool.page_size // size - 1)  # the last page may end behind the table
+        if size != listed[0][1].size:  # the last page may end behind the table
+            number = number.clamp(max=table.shape[1] * pool.page_size // size - 1)
         if size == 1:
             return self.backend.paged(q, pool.k, pool.v, table, counts, scale, read=number)[0]
         return self.backend.paged(q, pool.k, pool.v, table.gather(1, number), counts, scale, plan=plan)[0]

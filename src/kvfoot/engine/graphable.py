@@ -7,19 +7,20 @@ import torch
 
 from kvfoot.attention.backend import Backend
 from kvfoot.core.errors import UsageError
-from kvfoot.core.hooks import POSITION, Method, Needs, Plan
+from kvfoot.core.hooks import POSITION, Method, Needs, Plan, declared
+from kvfoot.core.ranking import Recency
 from kvfoot.core.reading import Reader
 from kvfoot.engine.graph import Record
 
 WHOLE = np.iinfo(np.int32).max
-OBTAINED = Needs.WINDOW_SCORES | Needs.COLUMN_SCORES | Needs.KEYS
-"""What overwrite.py shows a method."""
+OBTAINED = Needs.WINDOW_SCORES | Needs.COLUMN_SCORES | Needs.KEYS | Needs.PRE_ROPE
+"""What overwrite.py shows a method, and ranks.py gives it."""
 
 
 def why_eager(method: Method, plan: Plan) -> str | None:
     """What of a method's decode step cannot be replayed; None: nothing, but for single steps (`Reader.phase`)."""
-    if Needs.PRE_ROPE in method.needs:
-        return "it turns every stored key to its rank anew"
+    if Needs.PRE_ROPE in method.needs and plan.later is not None and not isinstance(declared(method), Recency):
+        return "it renumbers positions and does not declare that the oldest entry goes"
     if method.needs & ~OBTAINED:
         return f"it needs {method.needs & ~OBTAINED}, which a replayed step does not obtain"
     if not plan.storage.plain:

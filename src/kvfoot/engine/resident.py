@@ -29,6 +29,7 @@ from kvfoot.engine.ledger import WHOLE, Ledger, limits
 from kvfoot.engine.listed import Lists
 from kvfoot.engine.oldest import sinks
 from kvfoot.engine.overwrite import Scope, flat, outweigh, overwrite, planes_of
+from kvfoot.engine.ranks import Ranks
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
 from kvfoot.engine.step import blame
@@ -71,6 +72,11 @@ class Resident:
         ranking = declared(self.method)
         self.ranking = ranking if isinstance(ranking, Mass) and self._serves(ranking) else None
         self.lists = Lists(self.buffers, cache, backend, self.method) if isinstance(self.method, Reader) else None
+        self.ranks: Ranks | None = None
+        if Needs.PRE_ROPE in self.method.needs:
+            seen = max(s.rows.seen for s in sequences) + room + 1
+            with torch.inference_mode(), current(self.buffers.device):
+                self.ranks = Ranks(model, cache, self.buffers, backend, seen)
         self.graphs: dict[str, Recorder] = {}
         self.ledger: Ledger | None = None
         self.checks: list[Tensor] = []
@@ -115,6 +121,8 @@ class Resident:
             s is None or bounds[:, i][bounds[:, i] < WHOLE].max() < len(s.entry) for i, s in enumerate(self.scopes)
         )
         fits = self.lists is None or self.lists.standing.fits(sequences)
+        if self.ranks is not None:
+            fits = fits and max(s.rows.seen for s in sequences) + room < self.ranks.most
         return bool(small and same and scoped and fits and len(sequences) <= self.buffers.size)
 
     def attach(self, sequences: Many[Sequence]) -> None:
@@ -184,14 +192,16 @@ class Resident:
         self.plans = self.backend.planned(b.words["lens"], pool.head_dim, pool.dtype)
         if self.lists is not None:
             self.lists.begin(kind)
-        positions = b.words["position"][None]
+        positions = at = b.words["position"][None]
+        if self.ranks is not None:
+            at = torch.zeros_like(positions)  # no rotation: `attend` turns q and k
         self.position = b.words["position"].repeat_interleave(self.cache.geometry.kv_heads)[:, None]
         if self.ranking is not None:
             self.fences = cast(Tensor, self.ranking.fence(b.words["counts"], self.position[:, 0]))
         with nullcontext() if self.fusion is None else self.fusion.applied():
             output = self.model(
                 input_ids=b.tokens,
-                position_ids=positions,
+                position_ids=at,
                 past_key_values=PassCache(self.attend, 0),
                 use_cache=True,
                 logits_to_keep=0,
@@ -220,6 +230,8 @@ class Resident:
         weights = None
         if self.lists is not None and not windowed:
             state = self.lists.attend(layer, self.kind, q, call.scale, plan)
+        elif self.ranks is not None and not windowed:
+            state = self.ranks.attend(layer, q, call.scale, plan)
         else:
             width = 0
             if scope is not None and self.method.needs & SCORED:  # of whole rows beside those that are cut too
@@ -244,11 +256,14 @@ class Resident:
     def _store(self, call: Call, slots: Tensor, placed: bool) -> Tensor:
         """The new entries into their slots, their positions too if `placed`. Returns q by rows, [R, H, D]."""
         pool, b, G = self.cache.pool, self.buffers, self.cache.geometry.kv_heads
-        if self.fusion is not None and call.k.dtype == call.v.dtype == pool.dtype:
+        if self.fusion is not None and self.ranks is None and call.k.dtype == call.v.dtype == pool.dtype:
             (q, k, turn), v = untouched(call.q, call.k), call.v
             target = Target(pool.k, pool.v, pool.planes[POSITION.name] if placed else None)
             return self.fusion.kernels.store(q, k, v, turn, slots, b.words["position"], target)
-        q, k, v = settled(call.q), *(_rows(settled(x)).to(pool.dtype) for x in (call.k, call.v))
+        q, k = settled(call.q), settled(call.k)
+        if self.ranks is not None and self.cache.geometry.window(call.layer) is not None:
+            q, k = (self.ranks.placed(call.layer, x) for x in (q, k))
+        k, v = (_rows(settled(x)).to(pool.dtype) for x in (k, call.v))
         flat(pool.k).index_copy_(0, slots, k)
         flat(pool.v).index_copy_(0, slots, v)
         if placed:

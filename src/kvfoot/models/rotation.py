@@ -52,6 +52,13 @@ class Rotation:
         turned: Tensor = self.apply(x, x[:, :0], cos, sin)[0]  # turns two tensors: of the second, no head
         return turned
 
+    def ready(self, like: Tensor, size: int) -> None:
+        """The angles of ranks 0 to size - 1 of all layers, in the dtype of `like`: until more are asked for, the
+        tables are the same memory.
+        """
+        for kind in [""] if self.kinds is None else sorted(set(self.kinds)):
+            self._table(kind, like, size)
+
     def back(self, layer: int, x: Tensor, positions: Sequence[int]) -> Tensor:
         """x [R, heads, T, D], whose T tokens were rotated to these positions, as it was before; an amplitude stays."""
         if not self.rotated[layer]:

@@ -46,6 +46,7 @@ RESIDENT: list[dict[str, Any]] = [
     {"method": "h2o", "keep": 0.5, "options": {"group": "max", "recent": 0.25}},
     {"method": "tova", "keep": 0.5},
     {"method": "streaming", "budget": 16},
+    {"method": "streamingllm", "budget": 16, "options": {"sink": 2}},
     {"method": "random", "budget": 16, "options": {"window": 3}},
     {"method": "heads", "options": {"roles": "10/01", "sink": 2, "window": 8}},
     {"method": "refreshkv", "budget": 12, "options": {"every": 2, "similarity": 0.9}},
@@ -53,14 +54,17 @@ RESIDENT: list[dict[str, Any]] = [
     {"method": "refreshkv", "budget": 12, "options": {"every": 2, "mode": "score_only", "similarity": 0.8}},
     {"method": "tidaldecode", "budget": 12, "options": {"skip": 0, "again": 1}},
     {"method": "tokenselect", "budget": 12, "options": {"sink": 2, "window": 3, "similarity": 0.9}},
+    {"method": "quest", "budget": 12, "options": {"page": 4, "skip": 0}},
+    {"method": "quest", "budget": 48, "options": {"skip": 1}, "lengths": (70, 49)},
 ]
 
 
 @pytest.mark.parametrize("run", RESIDENT, ids=lambda run: f"{run['method']}{run.get('options', '')}")
 def test_a_resident_step_writes_the_same(run: dict[str, Any]) -> None:
-    """Lengths on the device, one plan for all layers, idle rows, emitted scores, lists beside tables."""
+    """Lengths on the device, one plan for all layers, idle rows, emitted scores, lists and pages beside tables."""
+    run = dict(run)
     model = tiny.make(layers=2, kv_heads=2, group=3, head_dim=64).to(DEVICE)
-    prompts = [[(7 * i * i + n) % tiny.VOCAB for i in range(n)] for n in (37, 20, 29)]
+    prompts = [[(7 * i * i + n) % tiny.VOCAB for i in range(n)] for n in run.pop("lengths", (37, 20, 29))]
     found, expected = (
         tiny.Strict(model, backend=name, graph=graph).generate(prompts, max_new_tokens=4, chunk=None, **run)
         for name, graph in (("triton", Rerun), ("sdpa", False))
