@@ -319,6 +319,16 @@ def test_a_method_with_a_keep_of_its_own_is_launched() -> None:
     assert "keep" in str(why_eager(Own(), plan))
 
 
+def test_a_method_that_renumbers_and_weighs_is_launched() -> None:
+    """Its ranks are by position, its weights would be too; slots are in another order."""
+    own = asked(methods()["streamingllm"])(sink=2)
+    plan = tiny.Strict(tiny.llama()).plan(own, Budget.of(keep=0.5), 61, 20, NEW)
+    assert "renumbers positions" in str(why_eager(own, plan))
+    found = same(tiny.llama(), own, keep=0.5)
+    assert found.steps == 0
+    assert found.tokens == decode(tiny.llama(), "streamingllm", {"sink": 2}, keep=0.5).tokens
+
+
 def test_the_record_says_how_a_run_decoded() -> None:
     said = {}
     for name, graph in (("full", Tape), ("retroattention", Tape), ("full", False)):
