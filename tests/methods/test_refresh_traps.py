@@ -1,7 +1,7 @@
 """The traps of RefreshKV's specification (7.1), one by one; the acceptance tests are in test_refreshkv.py."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -10,10 +10,12 @@ from torch import Tensor
 
 import readers
 import tiny
+from kvfoot.attention import sdpa
 from kvfoot.core.errors import UsageError
 from kvfoot.core.reading import Held, Reader
 from kvfoot.core.registry import method as find_method
 from kvfoot.core.registry import methods
+from kvfoot.engine import reading
 
 K, PROMPT = 20, 90
 
@@ -30,6 +32,11 @@ class Asked:
     below: Any = None
     coarse: bool = False
     sequences: int = 1
+    scanned: float = 0
+    backend: ClassVar[Any] = sdpa
+    widen: ClassVar[Any] = reading.Asked.widen
+    reach: ClassVar[Any] = reading.Asked.reach
+    pages: ClassVar[Any] = reading.Asked.pages
 
     def __post_init__(self) -> None:
         R, H, self.n = self.weights.shape
