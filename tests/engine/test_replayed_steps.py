@@ -24,6 +24,7 @@ from kvfoot.core.hooks import Keep, Method, Needs, Seen, declared
 from kvfoot.core.reading import Reader
 from kvfoot.core.registry import method as find_method
 from kvfoot.core.registry import methods
+from kvfoot.engine import states
 from kvfoot.engine.clock import Clock
 from kvfoot.engine.graph import bucket
 from kvfoot.engine.graphable import why_eager, why_not_here
@@ -224,23 +225,31 @@ def shuffle(cache: KVCache, s: Sequence) -> None:
 # What feeds a step
 
 
-def test_a_recording_is_good_for_another_batch() -> None:
+@pytest.mark.parametrize(
+    ("name", "options", "mode"),
+    [
+        ("h2o", {}, {"keep": 0.5}),
+        ("streamingllm", {"sink": 2}, {"keep": 0.5}),
+        ("quest", {"page": 4, "skip": 0}, {"budget": 12}),
+    ],
+)
+def test_a_recording_is_good_for_another_batch(name: str, options: dict[str, Any], mode: dict[str, Any]) -> None:
     """Recorded for one batch, replayed for another of other lengths, prompts and random numbers, on the same pool."""
-    engine, full = tiny.Strict(tiny.llama(), page_size=4, graph=Tape), find_method("h2o")
-    plans = [engine.plan(full, Budget.of(keep=0.5), n, 20, NEW) for n in (70, 50)]
+    engine, chosen = tiny.Strict(tiny.llama(), page_size=4, graph=Tape), find_method(name, options)
+    plans = [engine.plan(chosen, Budget.of(**mode), n, 20, NEW) for n in (70, 50)]
     runner = engine.runner(plans, NEW)
     tapes = []
     for round_, lengths in enumerate([(70, 50), (33, 58), (12, 70)]):
         Tape.made.clear()
         sampling = Sampling(0.7, seed=round_)
-        plans = [engine.plan(full, Budget.of(keep=0.5), n, 20, NEW) for n in lengths]
+        plans = [engine.plan(chosen, Budget.of(**mode), n, 20, NEW) for n in lengths]
         some = [
-            runner.open(tiny.tokens(n, n), full, p, sampling, i)
+            runner.open(tiny.tokens(n, n), chosen, p, sampling, i)
             for i, (n, p) in enumerate(zip(lengths, plans, strict=True))
         ]
         runner.decode(some, [runner.prefill(s) for s in some], NEW, sampling, Clock())
         tapes.append(len(Tape.made))
-        expected = decode(tiny.llama(), "h2o", lengths=lengths, keep=0.5, replayed=False, sampling=sampling)
+        expected = decode(tiny.llama(), name, options, lengths=lengths, replayed=False, sampling=sampling, **mode)
         assert [s.generated for s in some] == expected.tokens
         for s in some:
             runner.cache.release(s.rows)
@@ -248,23 +257,35 @@ def test_a_recording_is_good_for_another_batch() -> None:
     assert runner.cache.pool.owned == 0
 
 
+def held(sequence: Sequence) -> list[Tensor]:
+    """What a reader holds of it."""
+    return [x for state in sequence.reading.values() for x in states.tensors(state)]
+
+
 @torch.inference_mode()
 def test_forks_are_written_to_alone() -> None:
     """A kept prompt is asked three times in graphs, its shared pages copied before a step may write to them."""
-    for name, mode in (("full", {}), ("h2o", {"keep": 0.5}), ("streaming", {"budget": 24})):
+    methods: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        ("full", {}, {}),
+        ("h2o", {}, {"keep": 0.5}),
+        ("streaming", {}, {"budget": 24}),
+        ("streamingllm", {}, {"budget": 24}),
+        ("quest", {"page": 4, "skip": 0}, {"budget": 24}),
+    ]
+    for name, options, mode in methods:
         said = []
         for graph in (Tape, False):
-            engine, chosen = tiny.Strict(tiny.llama(), page_size=4, graph=graph), find_method(name)
+            engine, chosen = tiny.Strict(tiny.llama(), page_size=4, graph=graph), find_method(name, options)
             plan = engine.plan(chosen, Budget.of(**mode), 61, 20, NEW)
             runner = engine.runner([plan] * 3, NEW)
             base = runner.open(tiny.tokens(61), chosen, plan, Sampling(), 0)
             logits = runner.prefill(base)
-            before = [x.clone() for x in runner.cache.history(base.rows, 0, (0,))]
+            before = [x.clone() for x in (*runner.cache.history(base.rows, 0, (0,)), *held(base))]
             forks = [runner.fork(base, Sampling(0.9, seed=i), i) for i in range(2)]
             for i, fork in enumerate(forks):
                 runner.decode([fork], [logits], NEW, Sampling(0.9, seed=i), Clock())
             runner.cache.check()
-            after = runner.cache.history(base.rows, 0, (0,))
+            after = (*runner.cache.history(base.rows, 0, (0,)), *held(base))
             assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
             said.append([f.generated for f in forks])
         assert said[0] == said[1]

@@ -32,6 +32,8 @@ class Group:
     state: Any
     length: int = 0
     """Of the queue."""
+    shapes: tuple[torch.Size, ...] = ()
+    """Of the tensors of the state as they came: without a queue and what grows."""
 
     @property
     def place(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -39,7 +41,7 @@ class Group:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return *self.place, self.size, self.length, states.shapes(self.state)
+        return *self.place, self.size, self.length, self.shapes
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def grouped(sequences: Many[Sequence], method: Reader, kv_heads: int, device: to
         number = torch.tensor(rows, device=device)
         neighbours = rows == list(range(rows[0], rows[0] + len(rows)))
         own_rows = slice(rows[0], rows[-1] + 1) if neighbours else number
-        made.append(Group(layer, heads, tuple(members), size, number, own_rows, states.joined(some), length))
+        state = states.joined(some)
+        made.append(Group(layer, heads, tuple(members), size, number, own_rows, state, length, states.shapes(state)))
     return made
 
 
