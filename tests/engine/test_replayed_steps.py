@@ -111,9 +111,11 @@ def test_experts_are_launched() -> None:
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 16])
-@pytest.mark.parametrize("name", ["full", "h2o", "streaming"])
+@pytest.mark.parametrize("name", ["full", "h2o", "streaming", "streamingllm", "quest"])
 def test_pages_of_any_size(name: str, page_size: int) -> None:
-    same(tiny.llama(), name, page_size=page_size, **({} if name == "full" else {"budget": 24}))
+    options = {"page": 4, "skip": 0} if name == "quest" else {}
+    found = same(tiny.llama(), name, options, page_size=page_size, **({} if name == "full" else {"budget": 24}))
+    assert found.steps == NEW - 1
 
 
 @pytest.mark.parametrize("budget", [36, 37, 40])
