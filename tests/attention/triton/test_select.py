@@ -8,14 +8,14 @@ from paged import DEVICE
 from torch import Tensor
 
 from kvfoot.attention import naive_choice
-from kvfoot.attention.triton import select, vote
+from kvfoot.attention.triton import ranks, select, vote
 
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several programs a row without rows of thousands."""
-    monkeypatch.setattr(select, "BLOCK", 128)
-    monkeypatch.setattr(select, "COMPARED", 2)
+    monkeypatch.setattr(ranks, "BLOCK", 128)
+    monkeypatch.setattr(ranks, "FINE", 256)
 
 
 def flat(s: Tensor) -> Tensor:
@@ -62,7 +62,8 @@ def test_the_best_of_each_row(
             lse[r] = (score[r, :, :n] / 1.4426950408889634).logsumexp(-1)
     found = select.best(score.to(DEVICE), lse.to(DEVICE), lens.to(DEVICE), count, kernel, sink, leaving).cpu()
     expected = naive_choice.best(score, lse, lens, count, kernel, sink, leaving)
-    for row, (worst, others) in zip(found.tolist(), expected, strict=True):
+    for row, n, (worst, others) in zip(found.tolist(), lens.tolist(), expected, strict=True):
+        assert row[count] == max(n - 1, 0)
         assert row[: len(worst)] == worst
         assert sorted(row[len(worst) : len(worst) + len(others)]) == others
 
@@ -73,7 +74,7 @@ def test_its_order_is_the_same_every_time() -> None:
     lse, lens = score.logsumexp(-1), torch.tensor([300, 290], device=DEVICE)
     one, two = (select.best(score, lse, lens, 120, 7, 0, 8) for _ in range(2))
     assert torch.equal(one, two)
-    assert [row.unique().numel() for row in one] == [120, 120]
+    assert [row.unique().numel() for row in one] == [121, 121]
 
 
 @pytest.mark.parametrize(

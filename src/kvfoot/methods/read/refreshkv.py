@@ -143,10 +143,10 @@ class RefreshKV(Reader):
         """Slots int64 [R, K] of the best of the earlier entries, worst first, then the newest."""
         count = min(max(query.size, int(self.grow * query.n)), query.n) - 1
         slots = query.best(count, self.kernel, self.group, self.sink, self._longest)
-        if slots is None:
-            scores, there = query.earlier(query.scores())
-            slots = best(scores, count, self.kernel, self.group, self.sink, there)
-        return torch.cat([slots, query.newest], 1)
+        if slots is not None:
+            return slots
+        scores, there = query.earlier(query.scores())
+        return torch.cat([best(scores, count, self.kernel, self.group, self.sink, there), query.newest], 1)
 
 
 def best(
