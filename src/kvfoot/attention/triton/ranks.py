@@ -159,10 +159,11 @@ def bracket_kernel(
         asked = inside & (own >= low) & (own <= high)
         some = tl.sum(asked.to(tl.int32), 0)
         if some > 0:
-            to = row * width + tl.atomic_add(left + row, some, sem="relaxed") + tl.cumsum(asked.to(tl.int32), 0) - 1
-            tl.store(left_pooled + to, g, mask=asked)
-            tl.store(left_raw + to, tl.load(raw + row * width + j, mask=asked, other=0.0), mask=asked)
-            tl.store(left_entry + to, j, mask=asked)
+            to = tl.atomic_add(left + row, some, sem="relaxed") + tl.cumsum(asked.to(tl.int32), 0) - 1
+            line = row * width
+            tl.store(left_entry + line + to, j, mask=asked)
+            tl.store(left_pooled + line + to, g, mask=asked)
+            tl.store(left_raw + line + to, tl.load(raw + line + j, mask=asked, other=0.0), mask=asked)
 
 
 @triton.jit

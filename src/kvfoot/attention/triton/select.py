@@ -49,7 +49,7 @@ def keys_kernel(
         j = at - PAD + i
         ok = (j >= 0) & (j < m)
         own = tl.full([BN], -float("inf"), tl.float32)
-        for h in tl.static_range(H):
+        for h in tl.range(H, loop_unroll_factor=4):
             norm = tl.load(lse + row * H + h) * LOG2E
             s = tl.load(score + row * score_row + h * score_head + j, mask=ok, other=-float("inf"))
             own = tl.maximum(own, s - norm)
