@@ -17,7 +17,7 @@ class Partial:
     """slots: int64 [R, K], what a partial step reads: selected entries, worst first, then the newest; a queue.
 
     reference: fp32 [B, KV heads or 1, w], the query of each of B sequences that the next ones are compared with. since:
-    int64 [B], the entry of that query. held: copies of the same entries, where the cache is coarse or far away.
+    int64 [B], the entry of that query; both [B, 0] where the schedule is fixed and nothing is compared. held: copies of the same entries, where the cache is coarse or far away.
     """
 
     slots: Tensor
@@ -116,6 +116,9 @@ class RefreshKV(Reader):
 
     def refresh(self, state: Partial | None, query: Query) -> tuple[Partial, Tensor]:
         slots = self._select(query)
+        if self.schedule == "fixed":
+            nothing = query.newest.new_empty(query.sequences, 0)
+            return Partial(slots, nothing, nothing, query.hold(slots)), slots
         return Partial(slots, self._compared(query), _newest(query), query.hold(slots)), slots
 
     def _fires(self, state: Partial, query: Query) -> bool | Tensor:
