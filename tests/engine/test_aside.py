@@ -1,4 +1,4 @@
-"""What a refresh that reads everything chooses beside its step: nobody needs it, or touches what it reads, before then."""
+"""What is chosen beside a step: until it is waited for nobody needs it, or changes what it is chosen by."""
 
 from collections.abc import Callable
 from typing import Any

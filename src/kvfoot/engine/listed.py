@@ -32,6 +32,7 @@ from kvfoot.engine.groups import Cost, Group, Tally, grouped, queue_of
 from kvfoot.engine.ledger import Ledger
 from kvfoot.engine.sequence import Sequence
 
+
 class Lists:
     """The states of one method's readers at fixed addresses, and their attention.
 

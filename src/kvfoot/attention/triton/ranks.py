@@ -196,8 +196,7 @@ def place_kernel(
     at = tl.program_id(1) * BN
     pitch = count + NEWEST
     if NEWEST:
-        if at == 0:
-            tl.store(out + row * pitch + count, tl.maximum(m, 0).to(tl.int64))
+        tl.store(out + row * pitch + count, tl.maximum(m, 0).to(tl.int64), mask=at == 0)
     if at < m:
         j = at + tl.arange(0, BN)
         inside = j < m
@@ -229,8 +228,8 @@ def place_kernel(
 
 @dataclass(frozen=True)
 class Weights:
-    """log2 weights fp32 [R, m], pooled and an entry's own, and what `begun` leaves: the first histogram, a part for each
-    `tile` entries, int32 [R, parts, COARSE]; zeros int32 [R, 2, FINE] and [R].
+    """log2 weights fp32 [R, m], pooled and an entry's own, and what `begun` leaves: int32 [R, parts, COARSE], the first
+    histogram of each `tile` entries; zeros int32 [R, 2, FINE] and [R].
     """
 
     pooled: Tensor

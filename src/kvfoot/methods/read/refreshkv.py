@@ -17,7 +17,8 @@ class Partial:
     """slots: int64 [R, K], what a partial step reads: selected entries, worst first, then the newest; a queue.
 
     reference: fp32 [B, KV heads or 1, w], the query of each of B sequences that the next ones are compared with. since:
-    int64 [B], the entry of that query; both [B, 0] where the schedule is fixed and nothing is compared. held: copies of the same entries, where the cache is coarse or far away.
+    int64 [B], the entry of that query. With a fixed schedule nothing is compared, and both are [B, 0]. held: copies of
+    the same entries, where the cache is coarse or far away.
     """
 
     slots: Tensor
