@@ -1,5 +1,6 @@
 """Readers in replayed steps: what they hold afterwards, sequences of several shapes, readers that know of one only."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -48,6 +49,16 @@ def test_a_layer_that_refreshes_nothing_is_a_layer_of_full_attention(batch: int)
     found, more = of_a_step("llama", 0, "refreshkv", batch, budget=12)
     assert found == full
     assert more - rest <= 25
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_layer_that_refreshes_is_its_attention_and_a_choice(batch: int) -> None:
+    """Known beforehand: nothing but the kernels of the choice, and for scores alone those that read what is chosen."""
+    full, _ = of_a_step("llama", 0, "full", batch)
+    for mode, reading in (("full", 0), ("score_only", 2)):
+        options = {"schedule": "fixed", "every": 3, "mode": mode}
+        found, _ = of_a_step("llama", 0, "refreshkv", batch, "check", options=options, budget=12)
+        assert found == full + Counter({"choice": 4, "refill": 1, "attention": reading})
 
 
 def test_a_ring_turns_over_more_than_once() -> None:
