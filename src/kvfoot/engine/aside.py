@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+BESIDE = True
+"""False: in line, for comparison. What it gains is not measured yet; `kvfoot bench kernels` times both (refresh)."""
+
 
 class Aside:
     """One piece of work at a time on a stream of its own, where there are streams; else at once."""
@@ -23,7 +26,7 @@ class Aside:
         `work` itself: memory that the step's own stream gives back is that stream's again at once.
         """
         self.settle()
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or not BESIDE:
             work()
             return
         if self._stream is None:  # first in line: its programs are few, and wait behind thousands of a product else
