@@ -1,6 +1,4 @@
-"""A refresh's choice at the sizes it is made for, against torch's sort; recorded and replayed, it is the same, and so it
-is beside the products of a layer.
-"""
+"""A refresh's choice at the sizes it is made for, against torch's sort; the same when replayed, and beside products."""
 
 import pytest
 import torch

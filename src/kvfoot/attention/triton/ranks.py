@@ -117,16 +117,13 @@ def narrow_kernel(
 @triton.jit
 def bracket_kernel(
     pooled,
-    raw,
     lens,
     fine,
     found,
     edge,
     sure,
     left,
-    left_pooled,
-    left_raw,
-    left_entry,
+    bracket,
     count,
     leaving,
     width,
@@ -135,7 +132,7 @@ def bracket_kernel(
     FINE: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Per program how many entries are beyond doubt, above edge [R]; those of the bracket to left_*, in any order."""
+    """Per program how many entries are beyond doubt, above edge [R]; the `left` ones of the bracket, in any order."""
     row = tl.program_id(0).to(tl.int64)
     m = tl.load(lens + row).to(tl.int32) - 1
     at = tl.program_id(1) * BN
@@ -160,22 +157,18 @@ def bracket_kernel(
         some = tl.sum(asked.to(tl.int32), 0)
         if some > 0:
             to = tl.atomic_add(left + row, some, sem="relaxed") + tl.cumsum(asked.to(tl.int32), 0) - 1
-            line = row * width
-            tl.store(left_entry + line + to, j, mask=asked)
-            tl.store(left_pooled + line + to, g, mask=asked)
-            tl.store(left_raw + line + to, tl.load(raw + line + j, mask=asked, other=0.0), mask=asked)
+            tl.store(bracket + row * width + to, j, mask=asked)
 
 
 @triton.jit
 def place_kernel(
     pooled,
+    raw,
     lens,
     edge,
     sure,
     left,
-    left_pooled,
-    left_raw,
-    left_entry,
+    bracket,
     out,
     count,
     width,
@@ -212,16 +205,16 @@ def place_kernel(
         for start in range(tl.program_id(1) * BI, total, tl.cdiv(m, BN) * BI):
             i = start + tl.arange(0, BI)
             own = i < total
-            a = tl.load(left_pooled + line + i, mask=own, other=0.0)[:, None]
-            b = tl.load(left_raw + line + i, mask=own, other=0.0)[:, None]
-            entry = tl.load(left_entry + line + i, mask=own, other=0)
+            entry = tl.load(bracket + line + i, mask=own, other=0)
+            a = tl.load(pooled + line + entry, mask=own, other=0.0)[:, None]
+            b = tl.load(raw + line + entry, mask=own, other=0.0)[:, None]
             rank = tl.zeros([BI], tl.int32)
             for to in range(0, total, BI):
                 k = to + tl.arange(0, BI)
-                p = tl.load(left_pooled + line + k, mask=k < total, other=-float("inf"))[None, :]
-                q = tl.load(left_raw + line + k, mask=k < total, other=-float("inf"))[None, :]
-                e = tl.load(left_entry + line + k, mask=k < total, other=0)[None, :]
-                later = (p == a) & ((q > b) | ((q == b) & (e > entry[:, None])))
+                e = tl.load(bracket + line + k, mask=k < total, other=0)
+                p = tl.load(pooled + line + e, mask=k < total, other=0.0)[None, :]
+                q = tl.load(raw + line + e, mask=k < total, other=0.0)[None, :]
+                later = (p == a) & ((q > b) | ((q == b) & (e[None, :] > entry[:, None])))
                 rank += tl.sum((((p > a) | later) & (k < total)[None, :]).to(tl.int32), 1)
             tl.store(out + row * pitch + wanted - 1 - rank, entry.to(tl.int64), mask=own & (rank < wanted))
 
@@ -259,42 +252,15 @@ def ranked(made: Weights, lens_R: Tensor, count: int, leaving: int, newest: bool
     found = common.scratch((R, 4), torch.int32, device)
     edge = common.scratch((R,), torch.int32, device)
     sure = common.scratch((R, chunks), torch.int32, device)
-    left = [made.left, *(common.scratch((R, m), x, device) for x in (torch.float32, torch.float32, torch.int32))]
+    bracket = common.scratch((R, m), torch.int32, device)
     out = common.scratch((R, count + newest), torch.int64, device)
+    pooled, raw, left = made.pooled, made.raw, made.left
     grid, shape = (R, chunks), {"COARSE": COARSE, "FINE": FINE, "BN": BLOCK, "num_warps": 8}
     parts = made.coarse.shape[1]
-    narrow_kernel[grid](
-        made.pooled, lens_R, made.coarse, made.fine, found, count, leaving, m, parts, made.tile, **shape
-    )
-    bracket_kernel[grid](
-        made.pooled,
-        made.raw,
-        lens_R,
-        made.fine,
-        found,
-        edge,
-        sure,
-        *left,
-        count,
-        leaving,
-        m,
-        chunks,
-        maxnreg=128,  # two programs a multiprocessor: 256 are launched for a layer of 128K entries
-        **shape,
-    )
-    place_kernel[grid](
-        made.pooled,
-        lens_R,
-        edge,
-        sure,
-        *left,
-        out,
-        count,
-        m,
-        chunks,
-        NEWEST=newest,
-        CHUNKS=common.padded(chunks),
-        BI=64,
-        **shape,
-    )
+    narrow_kernel[grid](pooled, lens_R, made.coarse, made.fine, found, count, leaving, m, parts, made.tile, **shape)
+    shape["maxnreg"] = 128  # two programs a multiprocessor: 256 are launched for a layer of eight rows of 128K
+    own = (edge, sure, left, bracket)
+    bracket_kernel[grid](pooled, lens_R, made.fine, found, *own, count, leaving, m, chunks, **shape)
+    few = {"NEWEST": newest, "CHUNKS": common.padded(chunks), "BI": 64}
+    place_kernel[grid](pooled, raw, lens_R, *own, out, count, m, chunks, **few, **shape)
     return out
