@@ -60,7 +60,9 @@ def begun(g, inside, coarse, fine, left, row, COARSE: tl.constexpr, FINE: tl.con
     to = (row * tl.num_programs(1) + tl.program_id(1)) * COARSE + tl.arange(0, COARSE)
     tl.store(coarse + to, tl.histogram(coarse_bin(g, COARSE), COARSE, mask=inside))
     if tl.program_id(1) == 0:
-        tl.store(fine + row * (2 * FINE) + tl.arange(0, 2 * FINE), tl.zeros([2 * FINE], tl.int32))
+        into = fine + row * (2 * FINE) + tl.arange(0, FINE)  # a range as long as a tile would be laid out as one
+        tl.store(into, tl.zeros([FINE], tl.int32))
+        tl.store(into + FINE, tl.zeros([FINE], tl.int32))
         tl.store(left + row, 0)
 
 

@@ -29,6 +29,7 @@ def keys_kernel(
     width,
     sink,
     H: tl.constexpr,
+    SOME: tl.constexpr,
     HALF: tl.constexpr,
     DOUBLED: tl.constexpr,
     PAD: tl.constexpr,
@@ -49,10 +50,11 @@ def keys_kernel(
         j = at - PAD + i
         ok = (j >= 0) & (j < m)
         own = tl.full([BN], -float("inf"), tl.float32)
-        for h in tl.range(H, loop_unroll_factor=4):
-            norm = tl.load(lse + row * H + h) * LOG2E
-            s = tl.load(score + row * score_row + h * score_head + j, mask=ok, other=-float("inf"))
-            own = tl.maximum(own, s - norm)
+        for first in range(0, H, SOME):
+            for h in tl.static_range(SOME):
+                norm = tl.load(lse + row * H + first + h) * LOG2E
+                s = tl.load(score + row * score_row + (first + h) * score_head + j, mask=ok, other=-float("inf"))
+                own = tl.maximum(own, s - norm)
         tl.store(raw + row * width + j, own, mask=ok & (i >= PAD) & (i < BN - PAD))
         best = own  # of entries i ... i + span - 1, the span doubled and then filled up
         for e in tl.static_range(DOUBLED):
@@ -91,6 +93,7 @@ def best(score_RHm: Tensor, lse_RH: Tensor, lens_R: Tensor, count: int, kernel: 
         m,
         sink,
         H=H,
+        SOME=max(some for some in range(1, 9) if H % some == 0),
         HALF=half,
         DOUBLED=kernel.bit_length() - 1,
         PAD=pad,
