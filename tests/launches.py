@@ -11,16 +11,18 @@ from torch.utils._pytree import tree_leaves
 
 import tiny
 from kvfoot.attention import naive_layer, sdpa
+from kvfoot.attention.emitted import Emitted
 from kvfoot.attention.state import State
 from kvfoot.core.budget import Budget
 from kvfoot.core.hooks import Method
 from kvfoot.engine.sampler import Sampling
+from kvfoot.methods.read.refreshkv import best
 from kvfoot.models.fusion import Fuse
 from tape import Rerun
 
 FREE = {"empty", "empty_strided", "empty_like", "new_empty", "detach", "alias"}
-ATTENTION = 2
-"""Launches of the triton backend's decode: decode and merge."""
+ATTENTION, CHOICE = 2, 4
+"""Launches of the triton backend's decode (decode and merge; scan and lse), and of its choice of entries."""
 
 
 class Launches(TorchDispatchMode):
@@ -56,24 +58,52 @@ def _paged(q: Tensor, *given: Any, **named: Any) -> Any:
     return State(state.out.to(q.dtype), state.lse), weights
 
 
+class Chosen(Emitted):
+    """What a kernel chooses, by the definition in torch: so many launches, as `count` has it."""
+
+    launches: Launches
+
+    def best(self, count: int, kernel: int, group: Any, sink: int, leaving: int | None) -> Tensor | None:
+        def choose() -> Tensor:
+            newest = (self._lens - 1).clamp(min=0)[:, None]
+            there = torch.arange(self._logits.shape[2]) < newest
+            found = best(self.weights().masked_fill(~there[:, None], 0), count, kernel, group, sink, there)
+            return torch.cat([found, newest], 1)
+
+        found: Tensor = self.launches.one("choice", choose, CHOICE)()
+        return found
+
+
+def _emitted(count: Launches) -> Any:
+    kind = type("Counted", (Chosen,), {"launches": count})
+
+    def call(q: Tensor, *given: Any, **named: Any) -> Any:
+        state, found = sdpa.emitted(q, *given, **named)
+        return State(state.out.to(q.dtype), state.lse), kind(found._logits, found._lse, found._lens)
+
+    return count.one("attention", call, ATTENTION)
+
+
 @torch.inference_mode()
 def of_a_step(
-    kind: str, level: int, method: str | Method = "full", batch: int = 1, page_size: int = 16, **mode: Any
-) -> tuple[Counter[str], int]:
-    """Launches of a layer of a family's step, by name, and of everything but its layers."""
-    found = [_step(kind, layers, level, method, batch, page_size, mode) for layers in (2, 4)]
+    kind: str, level: int, method: str | Method = "full", batch: int = 1, step: str = "quiet", page_size: int = 16,
+    **mode: Any,
+) -> tuple[Counter[str], int]:  # fmt: skip
+    """Launches of a layer of a family's step, by name, and of everything but its layers. step: of a reader's kinds."""
+    found = [_step(kind, layers, level, method, batch, step, page_size, mode) for layers in (2, 4)]
     layer = Counter({name: n // 2 for name, n in (found[1] - found[0]).items()})
     return layer, found[0].total() - 2 * layer.total()
 
 
 def _step(
-    kind: str, layers: int, level: int, method: str | Method, batch: int, page_size: int, mode: dict[str, Any]
+    kind: str, layers: int, level: int, method: str | Method, batch: int, step: str, page_size: int, mode: Any
 ) -> Counter[str]:
     count = Launches()
     names = ("rms_norm", "gated", "store", "project", "gated_project")
     kernels: Any = SimpleNamespace(**{name: count.one(name, getattr(naive_layer, name)) for name in names})
     backend = SimpleNamespace(**vars(sdpa))
-    backend.paged = count.one("attention", _paged, ATTENTION)
+    backend.paged, backend.emitted = count.one("attention", _paged, ATTENTION), _emitted(count)
+    backend.refill = count.one("refill", sdpa.refill)
     backend.reach, backend.widen = count.one("reach", sdpa.reach), count.one("widen", sdpa.widen)
     more = {"no_rope_layers": [1] * layers} if kind == "smollm3" else {}
     model = tiny.make(kind, layers=layers, dtype=torch.bfloat16, **more)
@@ -91,8 +121,8 @@ def _step(
     assert resident.ledger is not None
     resident.ledger.idle()
     if resident.lists is not None:
-        resident.lists.steps["quiet"] = 1
+        resident.lists.steps[step] = 1 if step == "quiet" else chosen.every
     count.found.clear()
     with count:
-        resident.run("quiet")
+        resident.run(step)
     return count.found

@@ -1,5 +1,6 @@
 """Readers in replayed steps: what they hold afterwards, sequences of several shapes, readers that know of one only."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -58,9 +59,19 @@ def test_a_layer_that_refreshes_nothing_is_a_layer_of_full_attention(batch: int)
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_layer_that_reads_pages_has_six_operations_more(batch: int) -> None:
     """Two of them kernels over bounds; nothing that grows is copied."""
-    full, _ = of_a_step("llama", 0, "full", batch, 4)
-    found, _ = of_a_step("llama", 0, find_method("quest", {"page": 4, "skip": 0}), batch, 4, budget=12)
+    full, _ = of_a_step("llama", 0, "full", batch, page_size=4)
+    found, _ = of_a_step("llama", 0, find_method("quest", {"page": 4, "skip": 0}), batch, page_size=4, budget=12)
     assert found - full == dict.fromkeys(("widen", "reach", "topk", "floor_divide", "cat", "gather"), 1)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_layer_that_refreshes_is_its_attention_and_a_choice(batch: int) -> None:
+    """Known beforehand: nothing but the kernels of the choice, and for scores alone those that read what is chosen."""
+    full, _ = of_a_step("llama", 0, "full", batch)
+    for mode, reading in (("full", 0), ("score_only", 2)):
+        options = {"schedule": "fixed", "every": 3, "mode": mode}
+        found, _ = of_a_step("llama", 0, find_method("refreshkv", options), batch, "check", budget=12)
+        assert found == full + Counter({"choice": 4, "refill": 1, "attention": reading})
 
 
 def test_a_ring_turns_over_more_than_once() -> None:

@@ -1,4 +1,4 @@
-"""A refresh's choice at the sizes it is made for, against torch's sort; recorded and replayed, it is the same."""
+"""A refresh's choice at the sizes it is made for, against torch's sort; the same when replayed, and beside products."""
 
 import pytest
 import torch
@@ -40,7 +40,8 @@ def test_the_best_of_long_rows(rows: int, n: int, spread: float) -> None:
         if lens[r]:
             wanted = expected(score[r], lse[r], int(lens[r]) - 1, count)
             assert torch.equal(found[r, :leaving], wanted[:leaving])
-            assert torch.equal(found[r].sort().values, wanted.sort().values)
+            assert torch.equal(found[r, :count].sort().values, wanted.sort().values)
+            assert int(found[r, count]) == int(lens[r]) - 1
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         again = select.best(score, lse, lens, count, 7, 0, leaving)
@@ -48,3 +49,36 @@ def test_the_best_of_long_rows(rows: int, n: int, spread: float) -> None:
     torch.cuda.synchronize()
     live = lens > 0
     assert torch.equal(again[live], found[live])
+
+
+@pytest.mark.parametrize("options", [{"schedule": "fixed", "every": 3}, {"every": 2, "similarity": 0.9}], ids=str)
+def test_a_choice_beside_the_products_is_that_in_line(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
+    """Rows of thousands, whose choice outlasts what a tiny layer does meanwhile: tokens and lists, step after step."""
+    import tiny
+    from kvfoot.engine import aside
+    from replayed import decode
+
+    model = tiny.make("llama", layers=4, kv_heads=2, group=3, head_dim=64, hidden=96, positions=8192).to("cuda")
+    found = []
+    for beside in (True, False):
+        monkeypatch.setattr(aside, "BESIDE", beside)
+        found.append(
+            decode(
+                model,
+                "refreshkv",
+                dict(options),
+                lengths=(6000, 6000, 2500),
+                new=40,
+                page_size=16,
+                backend="triton",
+                record=True,
+                budget=700,
+            )
+        )
+    assert found[0].steps == 39
+    assert found[0].tokens == found[1].tokens
+    for mine, theirs in zip(found[0].sequences, found[1].sequences, strict=True):
+        for place, state in mine.reading.items():
+            assert torch.equal(state.slots, theirs.reading[place].slots)

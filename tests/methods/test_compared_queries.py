@@ -60,7 +60,7 @@ def test_queries_before_rope_are_the_model_s_own(kind: str) -> None:
     """In every family, norms and biases included; a layer without RoPE has one query, not two."""
     model = build(kind)
     engine = tiny.Strict(model, page_size=4)
-    method = Listening(every=1, schedule="fixed", prerope=True)
+    method = Listening(every=1, similarity=-2, max_gap=None, prerope=True)  # asked once a step
     method.log.clear()
     heard = plain(model, lambda: tiny.run(engine, tiny.tokens(PROMPT), method, budget=10, new=NEW, chunk=None))
     turned = 0

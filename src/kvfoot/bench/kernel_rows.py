@@ -67,9 +67,9 @@ class Step:
     def __init__(self, k: Tensor, v: Tensor, table_LRP: Tensor, lens_LR: Tensor, entries: int):
         self.k, self.v, self.table, self.start, self.entries = k, v, table_LRP, lens_LR, entries
         self.lens = lens_LR + 1
-        rows = lens_LR.shape[1]
-        self.q = torch.randn(LAYERS, rows, GROUP, DIM, device="cuda").to(BF16)
-        self.new = torch.randn(2, rows, 1, DIM, device="cuda").to(BF16)
+        layers, rows = lens_LR.shape
+        self.q = torch.randn(layers, rows, GROUP, DIM, device=k.device).to(BF16)
+        self.new = torch.randn(2, rows, 1, DIM, device=k.device).to(BF16)
 
     def run(self, how: Launch | None = None, writing: bool = True, emit: int = 0) -> None:
         plan = planned(self.lens, DIM, BF16, how)

@@ -29,6 +29,7 @@ from kvfoot.attention.triton.stream_prefill import stream_prefill
 from kvfoot.attention.triton.window_scores import window_scores
 from kvfoot.bench import kernel_checks
 from kvfoot.bench.kernel_chunks import chunks, plans
+from kvfoot.bench.kernel_refresh import refresh
 from kvfoot.bench.kernel_rows import BF16, CUDA, DIM, ENTRY, GROUP, HEADS, LAYERS, PAGE, Arena, Step, captured
 from kvfoot.bench.measure import copy_bandwidth, milliseconds
 from kvfoot.core.files import write_whole
@@ -119,6 +120,15 @@ def sweep(arena: Arena, bandwidth: float) -> list[dict[str, Any]]:
             found.append({**line, **step.time(bandwidth, how=how)})
         best = max(found[-len(SWEEP) :], key=lambda x: x["of_copy"])
         show("sweep, best", best)
+    return found
+
+
+def refreshes(arena: Arena) -> list[dict[str, Any]]:
+    found = []
+    for length, batch in ((1 << 17, 1), (1 << 15, 8)):
+        for line in refresh(arena.rows("full", length, batch)):
+            found.append({"length": length, "batch": batch} | line)
+            show("refresh", found[-1])
     return found
 
 
@@ -272,6 +282,7 @@ def kernels(command: str, out: Path | None, jobs: int, limit: float) -> bool:
         print(f"copy: {bandwidth / 1e12:.3f} TB/s", flush=True)
         arena = Arena()
         part("decode", lambda: decoding(arena, bandwidth))
+        part("refresh", lambda: refreshes(arena))
         part("sweep", lambda: sweep(arena, bandwidth))
         part("variants", lambda: variants(arena, bandwidth))
         part("one_layer", lambda: others(arena, bandwidth))

@@ -75,7 +75,8 @@ class Query(Protocol):
         ...
 
     def best(self, count: int, kernel: int, group: str, sink: int, leaving: int | None) -> Tensor | None:
-        """Slots int64 [R, count] of the best earlier entries, chosen by a kernel; None where there is none that can.
+        """Slots int64 [R, count + 1] of the best earlier entries, chosen by a kernel, and the newest behind them; None
+        where there is none that can.
 
         By softmax, joined over query heads by `group`, max-pooled over `kernel` neighbours, infinite for the first
         `sink`; then by the softmax before pooling, then the later one. The `leaving` worst (None: all) come first,

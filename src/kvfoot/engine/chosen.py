@@ -15,12 +15,10 @@ from kvfoot.attention.rings import Rings
 from kvfoot.attention.state import State
 from kvfoot.cache.kv import KVCache
 from kvfoot.core.reading import Read
-from kvfoot.engine.asked import Rows, take
+from kvfoot.engine.asked import take
 from kvfoot.engine.buffers import Buffers
+from kvfoot.engine.fires import Fires, put
 from kvfoot.engine.groups import Group
-
-Fires = bool | Tensor
-"""Which of a layer's rows refresh: all, none, or bool [R]."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +121,3 @@ class Chosen:
                 count = anew if fires is True else mine.masked_fill(take(fires, group.rows), anew)
             put(counts, group.rows, count)
         return listed.clamp(min=0), counts.where(lens > 0, 0)  # an idle row lists what it does not have
-
-
-def put(x: Tensor, rows: Rows, values: Tensor | int | bool) -> None:
-    """Into some of the rows of x."""
-    if isinstance(rows, slice):
-        x[rows].copy_(values) if isinstance(values, Tensor) else x[rows].fill_(values)
-    elif isinstance(values, Tensor):
-        x.index_copy_(0, rows, values)
-    else:
-        x.index_fill_(0, rows, values)

@@ -8,8 +8,10 @@ All sequences of a shape are asked about at once (`Reader.batched`). A queue is 
 all layers in one launch as the step begins, so that a layer that refreshes nothing is one launch of attention.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,11 @@ from kvfoot.attention.state import State
 from kvfoot.cache.kv import KVCache
 from kvfoot.core.reading import Read, Reader
 from kvfoot.engine import states
+from kvfoot.engine.aside import Aside
 from kvfoot.engine.asked import Asked, Step, take
 from kvfoot.engine.buffers import Buffers
-from kvfoot.engine.chosen import Choice, Chosen, Fires, put
+from kvfoot.engine.chosen import Choice, Chosen
+from kvfoot.engine.fires import Fires, firing, whole
 from kvfoot.engine.groups import Cost, Group, Tally, queue_of
 from kvfoot.engine.ledger import Ledger
 from kvfoot.engine.sequence import Sequence
@@ -41,6 +45,7 @@ class Lists:
     def __init__(self, buffers: Buffers, cache: KVCache, backend: Backend, method: Reader):
         self.buffers, self.cache, self.backend, self.method = buffers, cache, backend, method
         self.standing = Standing(buffers, cache, backend, method)
+        self.aside = Aside(buffers.device)
         self.sequences: list[Sequence] = []
         self.steps: dict[str, int] = {}
         self.costs: dict[str, list[tuple[Group, Cost]]] = {}
@@ -61,55 +66,74 @@ class Lists:
         self._tallies.pop(kind, None)
         self.standing.begin()
         self._chosen = Chosen(self.buffers, self.cache, self.backend, self.standing.rings)
+        self.buffers.fired.copy_(self._live)  # rows of which the device decides are put right where it does
+
+    def end(self) -> None:
+        """All layers have attended; what is read of the step comes after this."""
+        self.aside.settle()
 
     def attend(self, layer: int, kind: str, q: Tensor, scale: float, plan: Any) -> State:
         """q [R, H, D] of the new tokens, whose entries are stored already. The states move on by a step.
 
         plan: of whole rows.
         """
+        self.aside.settle()
         b, pool = self.buffers, self.cache.pool
-        table, lens = b.tables[layer], b.words["lens"][layer]
+        table, lens, live = b.tables[layer], b.words["lens"][layer], self._live[layer]
         newest, stored = self._newest[layer, :, None], b.words["slots"][layer]
         step = Step(layer, q, newest, lens, stored, pool, self.backend, table.shape[1] * pool.page_size)
         asked = [(g, *self._ask(g, kind, step)) for g in self.standing.groups if g.layer == layer]
         reads = [(group, chosen) for group, _, _, chosen in asked]
-        fires = self._fires(reads, self._live[layer])
+        fires = firing(reads, live, self._owned)
         every = [group for group, chosen in reads if chosen.slots is None]
         full = any(chosen.full for _, chosen in reads)
         if full and not all(chosen.full for _, chosen in reads if chosen.refresh is not False):
             raise TypeError(f"{self.method.name}: a refresh reads everything in some rows of a step, and not in others")
-        whole, emitted, rows = None, None, fires
+        attended, emitted, rows = None, None, fires
         if fires is not False or every:
-            rows = self._marked(fires, every, len(lens))
+            rows = whole(fires, every, live, self._owned)
             own, plan = (lens, plan) if isinstance(rows, bool) else (lens.where(rows, 0), None)
             given = (q, pool.k, pool.v, table, own, scale)
             if fires is False:
-                whole, _ = self.backend.paged(*given, plan=plan)
+                attended, _ = self.backend.paged(*given, plan=plan)
             else:
-                whole, emitted = self.backend.emitted(*given, plan=plan, values=full or bool(every))
+                attended, emitted = self.backend.emitted(*given, plan=plan, values=full or bool(every))
+        if isinstance(fires, Tensor):
+            b.fired[layer].copy_(fires)
         choices: list[Choice] = []
+        later: list[Callable[[], Any]] = []
         for group, query, went, chosen in asked:
-            state, slots, renewed = went, chosen.slots, 0
-            if chosen.refresh is not False and emitted is not None:
+            slots, renewed = chosen.slots, 0
+            if chosen.refresh is False or emitted is None:
+                self.standing.keep(group, went)
+            else:
                 query.emitted = emitted.of(group.rows)
-                state, slots, renewed = self._refresh(group, query, went, chosen, fires)
-            self.standing.keep(group, state)
+                choose = partial(self._refresh, group, query, went, chosen, fires)
+                if full:  # nobody reads what is chosen before the next layer, or the next step
+                    later.append(choose)
+                else:
+                    slots, renewed = choose()
             choices.append(Choice(group, replace(chosen, slots=slots), renewed))
             self.costs[kind].append((group, _cost(group, query, choices[-1])))
-        if fires is not False:
-            b.fired[layer].copy_(self._live[layer] if fires is True else fires)
         choices = [choice for choice in choices if choice.read.slots is not None]
-        if not choices or (fires is True and full):
-            assert whole is not None
-            return whole
-        partial = self._chosen.attend(layer, choices, fires, q, scale)
-        if whole is None or not (full or every):
-            return partial
-        # Rows that refresh without reading everything are in `whole` for their scores alone.
-        rows = rows if full else self._marked(False, every, len(lens))
-        assert isinstance(rows, Tensor)
-        out = torch.where(rows[:, None, None], whole.out, partial.out)
-        return State(out, torch.where(rows[:, None], whole.lse, partial.lse))
+        out = attended
+        if choices and not (fires is True and full):
+            out = self._chosen.attend(layer, choices, fires, q, scale)
+            if attended is not None and (full or every):
+                # Rows that refresh without reading everything are in `attended` for their scores alone.
+                rows = rows if full else whole(False, every, live, self._owned)
+                assert isinstance(rows, Tensor)
+                both = torch.where(rows[:, None, None], attended.out, out.out)
+                out = State(both, torch.where(rows[:, None], attended.lse, out.lse))
+        if later:
+            self.aside.run(partial(_each, later))
+        assert out is not None
+        return out
+
+    @property
+    def _owned(self) -> int:
+        """Rows of a layer that are somebody's."""
+        return len(self.sequences) * self.cache.geometry.kv_heads
 
     def _ask(self, group: Group, kind: str, step: Step) -> tuple[Any, Any, Read]:
         sequence = self.sequences[group.members[0]]
@@ -121,40 +145,8 @@ class Lists:
             raise TypeError(f"{self.method.name}: `read` pushes its queue, and no other, at every step (Reader.queue)")
         return query, state, chosen
 
-    def _fires(self, reads: Many[tuple[Group, Read]], live: Tensor) -> Fires:
-        asks = [chosen.refresh for _, chosen in reads]
-        if not any(isinstance(ask, Tensor) for ask in asks):
-            if not any(asks):
-                return False
-            if all(asks) and sum(len(group.number) for group, _ in reads) >= len(self.sequences) * self._heads:
-                return True
-        fires = torch.zeros_like(live) if len(reads) > 1 or len(reads[0][0].number) < len(live) else None
-        for group, chosen in reads:
-            ask = chosen.refresh
-            if isinstance(ask, Tensor):  # one per sequence, for all of its heads
-                ask = ask.reshape(-1, 1).expand(len(group.members), len(group.heads)).reshape(-1)
-            if fires is None:
-                assert isinstance(ask, Tensor)
-                return ask & live
-            put(fires, group.rows, ask)
-        assert fires is not None
-        return fires & live
-
-    @property
-    def _heads(self) -> int:
-        return self.cache.geometry.kv_heads
-
-    def _marked(self, fires: Fires, every: Many[Group], rows: int) -> Fires:
-        """Rows that are read whole; idle ones may be among them."""
-        if fires is True or sum(len(group.number) for group in every) >= len(self.sequences) * self._heads:
-            return True
-        marked = torch.zeros(rows, dtype=torch.bool, device=self._newest.device) if fires is False else fires.clone()
-        for group in every:
-            put(marked, group.rows, True)
-        return marked
-
-    def _refresh(self, group: Group, query: Any, went: Any, chosen: Read, fires: Fires) -> tuple[Any, Any, int]:
-        """The state after it, the list to read unless everything is read, how much of it is new where rows fire."""
+    def _refresh(self, group: Group, query: Any, went: Any, chosen: Read, fires: Fires) -> tuple[Any, int]:
+        """Choose anew: the list to read unless everything is read, and how much of it is new where rows fire."""
         state, better = self.method.refresh(went, query)
         state, slots, renewed = self._renewed(group, fires, state), chosen.slots, better.shape[1]
         fired = fires if isinstance(fires, bool) else take(fires, group.rows)
@@ -163,7 +155,8 @@ class Lists:
             slots = torch.cat([mixed, slots[:, renewed:]], 1)
         if not isinstance(fired, bool):
             state = states.chosen(fired, len(group.members), state, went)
-        return state, slots, renewed
+        self.standing.keep(group, state)
+        return slots, renewed
 
     def _renewed(self, group: Group, fires: Fires, state: Any) -> Any:
         """A state that has chosen anew, its queue in the ring where rows fire."""
@@ -194,3 +187,8 @@ def _cost(group: Group, query: Any, choice: Choice) -> Cost:
     if isinstance(slots, Pages):
         width, page = slots.number.shape[1], slots.size
     return Cost(width, read.refresh is not False, read.full, choice.renewed, read.extra, page, query.bounded)
+
+
+def _each(work: Many[Callable[[], Any]]) -> None:
+    for one in work:
+        one()

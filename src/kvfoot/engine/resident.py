@@ -208,6 +208,8 @@ class Resident:
             )
         logits = output.logits[0].float()
         b.tokens.copy_(self.sampling.choose(logits, b.words["stream"], positions[0] + 1)[None])
+        if self.lists is not None:
+            self.lists.end()
         sums = torch.stack(self.checks).flatten(1).sum(1, dtype=torch.float32)
         finite = torch.cat([torch.isfinite(sums), torch.isfinite(logits).all()[None]])
         b.answer.copy_(torch.cat([b.tokens[0], finite.long(), b.fired.flatten()]))

@@ -39,7 +39,7 @@ def shapes(state: Any) -> tuple[torch.Size, ...]:
 
 def copy(target: Any, source: Any) -> None:
     for to, new in zip(tensors(target), tensors(source), strict=True):
-        if new is not to:
+        if new is not to and to.numel():
             to.copy_(new)
 
 

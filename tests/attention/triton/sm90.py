@@ -3,9 +3,8 @@
 A script of its own: kernels that are to be compiled must not have been imported under the interpreter. Each wrapper is
 called on tensors without memory; a launch becomes a compilation for sm_90, with the types and the divisibility that the
 arguments have. Prints one JSON object a line: case, kernel, registers, stack, shared (bytes), loads (16-byte
-asynchronous copies), multiplies (tensor core instructions), wide (16-byte
-loads), fused (products and sums in one), rounded (fp32
-to bf16, to nearest even).
+asynchronous copies), multiplies (tensor core instructions), wide (16-byte loads), fused (products and sums in one),
+rounded (fp32 to bf16, to nearest even), barriers.
 """
 
 import json
@@ -43,6 +42,7 @@ from kvfoot.attention.triton import (
     merge,
     plan,
     project,
+    ranks,
     replace,
     rings,
     rms_norm,
@@ -82,10 +82,9 @@ KERNELS: dict[str, ModuleType] = {
     "scan_kernel": scan,
     "lse_kernel": scan,
     "keys_kernel": select,
-    "narrow_kernel": select,
-    "count_kernel": select,
-    "scatter_kernel": select,
-    "rank_kernel": select,
+    "narrow_kernel": ranks,
+    "bracket_kernel": ranks,
+    "place_kernel": ranks,
     "mass_kernel": vote,
     "vote_kernel": vote,
     "push_kernel": rings,
@@ -148,6 +147,7 @@ def budgets(binary: Any) -> dict[str, int]:
         "wide": len(re.findall(r"ld\.global\.v4\.b32", ptx)),
         "fused": len(re.findall(r"fma\.rn\.(?:f32|f16|bf16)", ptx)),
         "rounded": len(re.findall(r"cvt\.rn\.bf16", ptx)),
+        "barriers": len(re.findall(r"bar\.sync", ptx)),
     }
 
 

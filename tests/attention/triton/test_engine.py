@@ -8,7 +8,7 @@ from paged import DEVICE
 
 import tiny
 from families import SHAPES, build
-from kvfoot.attention.triton import select
+from kvfoot.attention.triton import ranks
 from kvfoot.models.fusion import Fuse
 from replayed import decode
 from tape import Rerun
@@ -16,9 +16,8 @@ from tape import Rerun
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "BLOCK", 32)
-    monkeypatch.setattr(select, "BINS", 128)
-    monkeypatch.setattr(select, "COMPARED", 1)
+    monkeypatch.setattr(ranks, "BLOCK", 32)
+    monkeypatch.setattr(ranks, "FINE", 128)
 
 
 RUNS: list[dict[str, Any]] = [

@@ -6,6 +6,7 @@ from paged import DEVICE, close, make
 
 from kvfoot.attention import emitted as plain_way
 from kvfoot.attention import naive_paged
+from kvfoot.attention.triton import select
 from kvfoot.attention.triton.decode import planned
 from kvfoot.attention.triton.emitted import emitted
 
@@ -46,6 +47,7 @@ def test_what_a_kernel_does_not_choose() -> None:
     _, found = emitted(x.q[:, :, 0], x.k, x.v, x.table, x.lens, x.scale, None, False)
     assert found.best(8, 7, "mean", 0, 4) is None
     assert found.best(8, 7, "max", 0, None) is None
+    assert found.best(8, select.WIDEST + 2, "max", 0, 4) is None
     chosen = found.best(8, 7, "max", 0, 4)
     assert chosen is not None
-    assert chosen.shape == (2, 8)
+    assert chosen.shape == (2, 9)

@@ -8,14 +8,16 @@ from paged import DEVICE
 from torch import Tensor
 
 from kvfoot.attention import naive_choice
-from kvfoot.attention.triton import select, vote
+from kvfoot.attention.triton import ranks, select, vote
+
+AS_THEY_ARE = {"BLOCK": ranks.BLOCK, "FINE": ranks.FINE}
 
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several programs a row without rows of thousands."""
-    monkeypatch.setattr(select, "BLOCK", 128)
-    monkeypatch.setattr(select, "COMPARED", 2)
+    monkeypatch.setattr(ranks, "BLOCK", 128)
+    monkeypatch.setattr(ranks, "FINE", 256)
 
 
 def flat(s: Tensor) -> Tensor:
@@ -62,9 +64,29 @@ def test_the_best_of_each_row(
             lse[r] = (score[r, :, :n] / 1.4426950408889634).logsumexp(-1)
     found = select.best(score.to(DEVICE), lse.to(DEVICE), lens.to(DEVICE), count, kernel, sink, leaving).cpu()
     expected = naive_choice.best(score, lse, lens, count, kernel, sink, leaving)
-    for row, (worst, others) in zip(found.tolist(), expected, strict=True):
+    for row, n, (worst, others) in zip(found.tolist(), lens.tolist(), expected, strict=True):
+        assert row[count] == max(n - 1, 0)
         assert row[: len(worst)] == worst
         assert sorted(row[len(worst) : len(worst) + len(others)]) == others
+
+
+@pytest.mark.parametrize("spread", [0.02, 1.4, 40.0])
+def test_few_are_compared_with_each_other(monkeypatch: pytest.MonkeyPatch, spread: float) -> None:
+    """Blocks and bins as on a GPU: beside those that may leave, a bracket is a thousandth of a row."""
+    for name, value in AS_THEY_ARE.items():
+        monkeypatch.setattr(ranks, name, value)
+    n, count, leaving, made = 20000, 2500, 12, []
+    room = ranks.Weights.room
+    monkeypatch.setattr(ranks.Weights, "room", lambda *given, **named: made.append(room(*given, **named)) or made[-1])
+    score = spread * torch.randn(2, 2, n, generator=torch.Generator().manual_seed(7))
+    lse, lens = (score / 1.4426950408889634).logsumexp(-1), torch.tensor([n, n - 4095])
+    found = select.best(score.to(DEVICE), lse.to(DEVICE), lens.to(DEVICE), count, 7, 0, leaving).cpu()
+    for row, (worst, others) in zip(
+        found.tolist(), naive_choice.best(score, lse, lens, count, 7, 0, leaving), strict=True
+    ):
+        assert row[:leaving] == worst
+        assert sorted(row[leaving:count]) == others
+    assert leaving <= int(made[0].left.min()) <= int(made[0].left.max()) <= (100 if spread > 0.1 else 600)
 
 
 def test_its_order_is_the_same_every_time() -> None:
@@ -73,7 +95,7 @@ def test_its_order_is_the_same_every_time() -> None:
     lse, lens = score.logsumexp(-1), torch.tensor([300, 290], device=DEVICE)
     one, two = (select.best(score, lse, lens, 120, 7, 0, 8) for _ in range(2))
     assert torch.equal(one, two)
-    assert [row.unique().numel() for row in one] == [120, 120]
+    assert [row.unique().numel() for row in one] == [121, 121]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ class Emitted(plain.Emitted):
 
     def best(self, count: int, kernel: int, group: str, sink: int, leaving: int | None) -> Tensor | None:
         """None where an average is asked for, or everything in order: sorting is torch's."""
-        if group != "max" or leaving is None:
+        if group != "max" or leaving is None or kernel > select.WIDEST:
             return None
         return select.best(self._logits, self._lse, self._lens, count, kernel, sink, leaving)
 

@@ -1,7 +1,7 @@
 """What all heads of a sequence vote for, by emitted logits (naive_choice.vote): TokenSelect's choice without its sorts.
 
 A head's vote is its softmax over the contested entries alone. One kernel sums each head's weights there, stretch by
-stretch; the next divides, adds up over heads, and goes on as select.py does.
+stretch; the next divides, adds up over heads, and goes on by ranks.py.
 """
 
 import torch
@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvfoot.attention.triton import common, select
-from kvfoot.attention.triton.select import first_bin
+from kvfoot.attention.triton import common, ranks
+from kvfoot.attention.triton.ranks import begun
 
 
 @triton.jit
@@ -37,7 +37,9 @@ def vote_kernel(
     lens,
     part,
     votes,
-    hist,
+    coarse,
+    fine,
+    left,
     score_row,
     score_head,
     first,
@@ -48,7 +50,8 @@ def vote_kernel(
     heads,
     LOG2E: tl.constexpr,
     CHUNKS: tl.constexpr,
-    BINS: tl.constexpr,
+    COARSE: tl.constexpr,
+    FINE: tl.constexpr,
     BN: tl.constexpr,
 ):
     """log2 of the mean vote for entry first + i, in place i; its first histogram."""
@@ -69,7 +72,7 @@ def vote_kernel(
             total += tl.exp2(s - norm) / tl.maximum(mass, 1.1754943508222875e-38)
         g = tl.log2(tl.maximum(total / (rows * heads), 1.1754943508222875e-38))
         tl.store(votes + sequence * width + j - first, g, mask=j < end)
-        tl.atomic_add(hist + sequence * (3 * BINS) + first_bin(g, BINS), 1, mask=j < end, sem="relaxed")
+        begun(g, j < end, coarse, fine, left, sequence, COARSE, FINE)
 
 
 def vote(
@@ -82,18 +85,19 @@ def vote(
     """
     R, H, m = score_RHm.shape
     B, device = sequences, score_RHm.device
-    chunks = triton.cdiv(m, select.BLOCK)
+    chunks = triton.cdiv(m, ranks.BLOCK)
     part = common.scratch((R, H, chunks), torch.float32, device)
-    votes = common.scratch((B, m), torch.float32, device)
-    hist = torch.zeros(B, 3, select.BINS, dtype=torch.int32, device=device)
+    made = ranks.Weights.room(B, m, ranks.BLOCK, device, pooling=False)
     given = (score_RHm, lse_RH, lens_R, part)
     pitches = (score_RHm.stride(0), score_RHm.stride(1))
-    shape = {"LOG2E": common.LOG2E, "BN": select.BLOCK, "num_warps": 8}
+    shape = {"LOG2E": common.LOG2E, "BN": ranks.BLOCK, "num_warps": 8}
     mass_kernel[(R, H, chunks)](*given, *pitches, first, last, chunks, **shape)
     vote_kernel[(B, chunks)](
         *given,
-        votes,
-        hist,
+        made.pooled,
+        made.coarse,
+        made.fine,
+        made.left,
         *pitches,
         first,
         last,
@@ -102,8 +106,9 @@ def vote(
         R // B,
         H,
         CHUNKS=common.padded(chunks),
-        BINS=select.BINS,
+        COARSE=ranks.COARSE,
+        FINE=ranks.FINE,
         **shape,
     )
     contested = (lens_R.unflatten(0, (B, -1))[:, 0] - (first + last - 1)).clamp(min=0)
-    return select.ranked(votes, votes, contested, hist, count, 1) + first
+    return ranks.ranked(made, contested, count, 1, newest=False) + first

@@ -17,7 +17,8 @@ class Partial:
     """slots: int64 [R, K], what a partial step reads: selected entries, worst first, then the newest; a queue.
 
     reference: fp32 [B, KV heads or 1, w], the query of each of B sequences that the next ones are compared with. since:
-    int64 [B], the entry of that query. held: copies of the same entries, where the cache is coarse or far away.
+    int64 [B], the entry of that query. With a fixed schedule nothing is compared, and both are [B, 0]. held: copies of
+    the same entries, where the cache is coarse or far away.
     """
 
     slots: Tensor
@@ -116,6 +117,9 @@ class RefreshKV(Reader):
 
     def refresh(self, state: Partial | None, query: Query) -> tuple[Partial, Tensor]:
         slots = self._select(query)
+        if self.schedule == "fixed":
+            nothing = query.newest.new_empty(query.sequences, 0)
+            return Partial(slots, nothing, nothing, query.hold(slots)), slots
         return Partial(slots, self._compared(query), _newest(query), query.hold(slots)), slots
 
     def _fires(self, state: Partial, query: Query) -> bool | Tensor:
@@ -143,10 +147,10 @@ class RefreshKV(Reader):
         """Slots int64 [R, K] of the best of the earlier entries, worst first, then the newest."""
         count = min(max(query.size, int(self.grow * query.n)), query.n) - 1
         slots = query.best(count, self.kernel, self.group, self.sink, self._longest)
-        if slots is None:
-            scores, there = query.earlier(query.scores())
-            slots = best(scores, count, self.kernel, self.group, self.sink, there)
-        return torch.cat([slots, query.newest], 1)
+        if slots is not None:
+            return slots
+        scores, there = query.earlier(query.scores())
+        return torch.cat([best(scores, count, self.kernel, self.group, self.sink, there), query.newest], 1)
 
 
 def best(
