@@ -76,7 +76,7 @@ class Resident:
         if Needs.PRE_ROPE in self.method.needs:
             seen = self._placed(sequences, room) + 1
             with torch.inference_mode(), current(self.buffers.device):
-                self.ranks = Ranks(model, cache, self.buffers, backend, seen)
+                self.ranks = Ranks(model, cache, self.buffers, backend, seen, bool(self.plan.planes))
         self.graphs: dict[str, Recorder] = {}
         self.ledger: Ledger | None = None
         self.checks: list[Tensor] = []
