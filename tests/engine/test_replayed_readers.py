@@ -1,5 +1,7 @@
 """Readers in replayed steps: what they hold afterwards, sequences of several shapes, readers that know of one only."""
 
+import gc
+import weakref
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -9,11 +11,17 @@ import torch
 from torch import Tensor
 
 import tiny
+from kvfoot.core.budget import Budget
 from kvfoot.core.reading import Query, Read, Reader
 from kvfoot.core.registry import method as find_method
 from kvfoot.engine import states
+from kvfoot.engine.clock import Clock
+from kvfoot.engine.runner import Runner
+from kvfoot.engine.sampler import Sampling
+from kvfoot.engine.sequence import Sequence
 from launches import of_a_step
 from replayed import decode, same
+from tape import Tape
 
 SHAPES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("refreshkv", {"every": 3, "schedule": "fixed"}, {"budget": 24}),
@@ -94,6 +102,71 @@ def test_bounds_end_with_their_sequence_and_go_on_with_the_next_batch() -> None:
     for s in found.sequences:
         n = int(s.rows.lens.max())
         assert {state.low.shape[1] for state in s.reading.values()} == {-(-n // 4)}
+
+
+def one_by_one(name: str, options: dict[str, Any], budget: int) -> tuple[Runner, Any]:
+    """A runner, and what decodes a prompt of n tokens on it by five more."""
+    engine, chosen = tiny.Strict(tiny.llama(), page_size=4, graph=Tape), find_method(name, options)
+    plan = engine.plan(chosen, Budget.of(budget=budget), 90, 20, 5)
+    runner = engine.runner([plan] * 2, 5)
+
+    def run(n: int) -> Sequence:
+        own = engine.plan(chosen, Budget.of(budget=budget), n, 20, 5)
+        sequence = runner.open(tiny.tokens(n, n), chosen, own, Sampling(), 0)
+        try:
+            runner.decode([sequence], [runner.prefill(sequence)], 5, Sampling(), Clock())
+        finally:
+            runner.cache.release(sequence.rows)
+        return sequence
+
+    return runner, run
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "room"),
+    [
+        ("quest", {"page": 4, "skip": 0}, "engine.standing.Standing._grown"),
+        ("refreshkv", {"every": 2}, "attention.rings.Rings.empty"),
+    ],
+)
+def test_memory_that_is_short_once_leaves_nothing_half_made(
+    name: str, options: dict[str, Any], room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for states runs out while a batch is taken over; the next batch of its shape has all of it."""
+    _, run = one_by_one(name, options, 12)
+
+    def short(*given: Any, **named: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"kvfoot.{room}", short)
+        with pytest.raises(torch.OutOfMemoryError):
+            run(60)
+    free = decode(tiny.llama(), name, options, lengths=(60,), new=5, replayed=False, budget=12)
+    assert run(60).generated == free.tokens[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("quest", {"page": 4, "skip": 0}), ("refreshkv", {"every": 2}), ("tidaldecode", {"skip": 0})]
+)
+def test_a_recording_forgets_its_batch(name: str, options: dict[str, Any]) -> None:
+    """It is kept for others; tokens, traces and states of those that it was made for are not."""
+    runner, run = one_by_one(name, options, 12)
+    gone = weakref.ref(run(60))
+    gc.collect()
+    assert runner.graphs is not None
+    assert len(runner.graphs.kept) == 1
+    assert gone() is None
+
+
+def test_ranks_do_not_follow_the_text() -> None:
+    """A full row of StreamingLLM is the same however much was read: one recording, angles for what a row holds."""
+    runner, run = one_by_one("streamingllm", {"sink": 2}, 24)
+    for n in (40, 90):
+        free = decode(tiny.llama(), "streamingllm", {"sink": 2}, lengths=(n,), new=5, replayed=False, budget=24)
+        assert run(n).generated == free.tokens[0]
+    assert runner.graphs is not None
+    assert [resident.ranks.most for _, resident in runner.graphs.kept if resident.ranks] == [28]
 
 
 def test_quest_is_launched_until_there_is_a_page_to_leave_out() -> None:

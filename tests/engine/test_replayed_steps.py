@@ -6,7 +6,7 @@ recorded, on words of an idle step. What is replayed for real sequences therefor
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -20,7 +20,8 @@ from kvfoot.cache.kv import KVCache
 from kvfoot.cache.memory import current
 from kvfoot.core.budget import Budget
 from kvfoot.core.errors import NotFinite, PoolExhausted, UsageError
-from kvfoot.core.hooks import Keep, Method, Needs, Seen, declared
+from kvfoot.core.geometry import Geometry
+from kvfoot.core.hooks import Keep, Method, Needs, Plan, Seen, declared
 from kvfoot.core.reading import Reader
 from kvfoot.core.registry import method as find_method
 from kvfoot.core.registry import methods
@@ -31,6 +32,7 @@ from kvfoot.engine.graphable import why_eager, why_not_here
 from kvfoot.engine.sampler import Sampling
 from kvfoot.engine.sequence import Sequence
 from kvfoot.methods.evict.streaming import Streaming
+from kvfoot.methods.evict.streamingllm import StreamingLLM
 from kvfoot.methods.heads.heads import Heads
 from lawtable import OPTIONS, label
 from replayed import ALL, EAGER, NEW, decode, graphable, same
@@ -350,6 +352,35 @@ def test_a_method_that_renumbers_and_weighs_is_launched() -> None:
     found = same(tiny.llama(), own, keep=0.5)
     assert found.steps == 0
     assert found.tokens == decode(tiny.llama(), "streamingllm", {"sink": 2}, keep=0.5).tokens
+
+
+@dataclass(frozen=True)
+class Lenient(StreamingLLM):
+    """Evicts from prompts of 40 tokens or more, and from no other."""
+
+    name: ClassVar[str] = "lenient"
+
+    def prepare(self, geometry: Geometry, prompt: int, chunk: int | None, budget: Budget) -> Plan:
+        plan = super().prepare(geometry, prompt, chunk, budget)
+        return plan if prompt >= 40 else Plan(tuple(replace(part, cut=None) for part in plan.passes))
+
+
+@pytest.mark.parametrize(("lengths", "steps"), [((61, 20), 0), ((20, 61), 0), ((61, 50), NEW - 1), ((20, 30), NEW - 1)])
+def test_sequences_that_evict_and_others_are_launched(lengths: tuple[int, ...], steps: int) -> None:
+    assert same(tiny.llama(), Lenient(2), budget=24, lengths=lengths).steps == steps
+
+
+def test_positions_that_are_not_stored_are_not_read() -> None:
+    """The pool has the plane for a longer prompt; this one's ranks are its slots, whatever lies in the plane."""
+    engine, chosen = tiny.Strict(tiny.llama(), page_size=4, graph=Tape), Lenient(2)
+    plans = [engine.plan(chosen, Budget.of(budget=24), n, 20, NEW) for n in (61, 20)]
+    runner = engine.runner(plans, NEW)
+    runner.cache.pool.planes["position"].random_(0, 99)
+    short = runner.open(tiny.tokens(20, 20), chosen, plans[1], Sampling(), 0)
+    runner.decode([short], [runner.prefill(short)], NEW, Sampling(), Clock())
+    assert runner.graphs is not None
+    assert runner.graphs.steps == NEW - 1
+    assert [short.generated] == decode(tiny.llama(), chosen, budget=24, lengths=(20,), replayed=False).tokens
 
 
 def test_the_record_says_how_a_run_decoded() -> None:

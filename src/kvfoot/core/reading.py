@@ -147,9 +147,10 @@ class Read:
 class Reader(Method):
     """Base of readers. `keep` (of the prompt) or `budget` is the number of entries read per row and step.
 
-    A reader has a state per sequence and layer, made of tensors and never changed in place: `start` makes it from the
-    prompt's last token, `read` chooses for a step, `refresh` chooses anew. None of them waits for the device. In a
-    replayed step they are asked once per sequence, or once for all where `batched` says that they can be.
+    A reader has a state per sequence and layer, made of tensors and never changed in place, fields named in `grown`
+    apart: `start` makes it from the prompt's last token, `read` chooses for a step, `refresh` chooses anew. None of
+    them waits for the device. In a replayed step they are asked once per sequence, or once for all where `batched`
+    says that they can be.
 
     verify: the reader drafts that many tokens and one full pass checks them: greedy output is that of full attention
     (arXiv 2408.11049). rectify: every so many steps one full pass reads that many last tokens again and puts their

@@ -34,6 +34,8 @@ class Graphs:
         plan, method = sequences[0].plan, sequences[0].method
         if any(s.method != method for s in sequences) or why_eager(method, plan) is not None:
             return None
+        if any((s.plan.planes, s.later is None) != (plan.planes, sequences[0].later is None) for s in sequences):
+            return None  # a method may plan to evict from long prompts alone: a recording does the same for all
         if any((s.rows.lens > limits(s)).any() for s in sequences):
             return None  # a row that has to shrink by more than one entry
         return Batch(self, sequences, limit, sampling)

@@ -58,6 +58,11 @@ class Lists:
         self.sequences = list(sequences)
         self.standing.attach(sequences)
 
+    def detach(self) -> None:
+        """Give the sequences their states back, and forget them: a recording outlives its batch."""
+        self.standing.detach(self.sequences)
+        self.sequences = []
+
     def begin(self, kind: str) -> None:
         """A step begins: what is the same in all layers."""
         lens = self.buffers.words["lens"]

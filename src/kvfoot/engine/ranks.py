@@ -20,10 +20,12 @@ from kvfoot.models.rotation import Rotation
 
 
 class Ranks:
-    """most: more than any rank, or position in a layer with a window, that a step will meet."""
+    """most: more than any rank, or position in a layer with a window, that a step will meet. stored: whether these
+    sequences' positions are; a pool may have the plane for others.
+    """
 
-    def __init__(self, model: Any, cache: KVCache, buffers: Buffers, backend: Backend, most: int):
-        self.cache, self.buffers, self.backend = cache, buffers, backend
+    def __init__(self, model: Any, cache: KVCache, buffers: Buffers, backend: Backend, most: int, stored: bool):
+        self.cache, self.buffers, self.backend, self.stored = cache, buffers, backend, stored
         size = cache.pool.page_size
         self.most = max(most, *(width * size for width in buffers.widths))
         self.rotation = Rotation(model)  # its own: the angles' addresses do not change
@@ -40,7 +42,7 @@ class Ranks:
         (R, P), size, device = table.shape, pool.page_size, table.device
         entry = torch.arange(P * size, device=device)
         slots = (table[:, :, None].long() * size + torch.arange(size, device=device)).flatten(1)
-        if POSITION.name in pool.planes:
+        if self.stored:
             at = flat(pool.planes[POSITION.name])[:, 0][slots].long()
             slots = slots.gather(1, at.masked_fill(entry >= lens[:, None], ABSENT).argsort(1))
         k, v = (flat(x)[slots] for x in (pool.k, pool.v))

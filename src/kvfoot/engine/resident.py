@@ -74,15 +74,20 @@ class Resident:
         self.lists = Lists(self.buffers, cache, backend, self.method) if isinstance(self.method, Reader) else None
         self.ranks: Ranks | None = None
         if Needs.PRE_ROPE in self.method.needs:
-            seen = max(s.rows.seen for s in sequences) + room + 1
+            seen = self._placed(sequences, room) + 1
             with torch.inference_mode(), current(self.buffers.device):
-                self.ranks = Ranks(model, cache, self.buffers, backend, seen)
+                self.ranks = Ranks(model, cache, self.buffers, backend, seen, bool(self.plan.planes))
         self.graphs: dict[str, Recorder] = {}
         self.ledger: Ledger | None = None
         self.checks: list[Tensor] = []
         self.position = self.fences = self.buffers.words["position"]
         self.plans: Any = None
         self.kind = QUIET
+
+    def _placed(self, sequences: Many[Sequence], room: int) -> int:
+        """The last position that a key of these is turned to; 0 where only ranks are, whatever the text's length."""
+        windowed = any(window is not None for window in self.cache.geometry.windows)
+        return max(s.rows.seen for s in sequences) + room if windowed else 0
 
     def _serves(self, ranking: Mass) -> bool:
         """One entry for all rows of a layer is found among rows that hold the same entries."""
@@ -122,7 +127,7 @@ class Resident:
         )
         fits = self.lists is None or self.lists.standing.fits(sequences)
         if self.ranks is not None:
-            fits = fits and max(s.rows.seen for s in sequences) + room < self.ranks.most
+            fits = fits and self._placed(sequences, room) < self.ranks.most
         return bool(small and same and scoped and fits and len(sequences) <= self.buffers.size)
 
     def attach(self, sequences: Many[Sequence]) -> None:
@@ -143,7 +148,7 @@ class Resident:
         if self.ledger is None:
             return
         if self.lists is not None:
-            self.lists.standing.detach(self.ledger.sequences)
+            self.lists.detach()
         self.ledger.close()
         self.ledger = None
 

@@ -39,10 +39,10 @@ class Standing:
         """Copy the sequences' states in: of the shapes that are here already (`fits`), or the first ones."""
         given = grouped(sequences, self.method, self.cache.geometry.kv_heads, self.buffers.device)
         if not self.groups:
-            self.groups = given
-            self.rings = self._ringed()
-            for group in self.groups:
+            rings = self._ringed(given)
+            for group in given:
                 self._grown(group, sequences)
+            self.groups, self.rings = given, rings  # at once: memory may have been short
         elif self.method.lasting:
             grown = self.method.grown
             for mine, theirs in zip(self.groups, given, strict=True):
@@ -65,13 +65,13 @@ class Standing:
         theirs = grouped(sequences, self.method, self.cache.geometry.kv_heads, self.buffers.device)
         return not self.groups or [g.key for g in self.groups] == [g.key for g in theirs]
 
-    def _ringed(self) -> Rings | None:
+    def _ringed(self, groups: Many[Group]) -> Rings | None:
         """Rings for all groups, and their states with the ring where the queue was."""
         if self.method.queue is None:
             return None
         L, R = self.buffers.words["lens"].shape
-        rings = Rings.empty(L, R, 1 + max(g.length for g in self.groups), self.buffers.device)
-        for group in self.groups:
+        rings = Rings.empty(L, R, 1 + max(g.length for g in groups), self.buffers.device)
+        for group in groups:
             group.state = replace(group.state, **{self.method.queue: rings})
             rings.width[group.layer].index_fill_(0, group.number, group.length + 1)
         return rings
