@@ -50,6 +50,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "quest": ("quest", {}),
     "refreshkv fixed 25": ("refreshkv", {"every": 25, "schedule": "fixed"}),
     "refreshkv fixed 50": ("refreshkv", {"every": 50, "schedule": "fixed"}),
+    "refreshkv fixed 1": ("refreshkv", {"every": 1, "schedule": "fixed", "mode": "score_only"}),
+    "refreshkv fixed 1 unpooled": ("refreshkv", {"every": 1, "schedule": "fixed", "mode": "score_only", "kernel": 1}),
+    "refreshkv fixed 10 sinks": ("refreshkv", {"every": 10, "schedule": "fixed", "sink": 4}),
 }
 TABLE = list(VARIANTS)[:9]
 DYNAMIC = ("refreshkv every 5", "refreshkv every 10", "refreshkv score_only 5")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from kvfoot.attention.rings import Rings
-from kvfoot.attention.triton import ranks, rings, select
+from kvfoot.attention.triton import rings, select, topk
 from kvfoot.attention.triton.decode import decode, planned
 from kvfoot.attention.triton.emitted import Emitted, emitted
 from kvfoot.attention.triton.project import gated_project, project
@@ -28,7 +28,7 @@ from kvfoot.engine.aside import Aside
 HIDDEN, INNER = HEADS * GROUP * DIM, 14336
 EVERY, KERNEL, SHARE = 12, 7, 8
 """Of the refreshes: steps between two, entries that are pooled, and which part of a row is read."""
-CHOICE = [(select, "keys_kernel"), (ranks, "narrow_kernel"), (ranks, "bracket_kernel"), (ranks, "place_kernel")]
+CHOICE = [(select, "keys_kernel"), (topk, "narrow_kernel"), (topk, "bracket_kernel"), (topk, "place_kernel")]
 Link = Callable[[int], object]
 
 

@@ -1,7 +1,7 @@
 """Work of a layer that nobody waits for before the next layer: beside the products in between (decision 0053).
 
-Those stream weights with few programs at a time to spare, a choice is a chain of short launches: together they take
-hardly longer than the longer of them. In a recorded step the fork and the join become edges of the graph.
+Those stream weights, a choice is a chain of short launches that leave most of a GPU idle. In a recorded step the fork
+and the join become edges of the graph.
 """
 
 from collections.abc import Callable

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvfoot.attention.backend import Backend
-from kvfoot.attention.pages import Pages, unit
+from kvfoot.attention.pages import Pages, grain
 from kvfoot.attention.rings import Rings
 from kvfoot.attention.state import State
 from kvfoot.cache.kv import KVCache
@@ -77,7 +77,7 @@ class Chosen:
         pool, table = self.cache.pool, self.buffers.tables[layer]
         listed: list[tuple[Group, Pages]] = [(choice.group, choice.read.slots) for choice in choices]
         units = [pages.units(pool.page_size) for _, pages in listed]
-        size, number = unit(listed[0][1].size, pool.page_size), units[0]
+        size, number = grain(listed[0][1].size, pool.page_size), units[0]
         counts, plans = self._filled(listed[0][1])
         counts, plan = counts[layer], None if plans is None else plans.layer(layer)
         if len(number) < len(table):

@@ -61,9 +61,9 @@ class Resident:
         self.model, self.backend, self.cache, self.sampling, self.record = model, backend, cache, sampling, record
         self.fusion = fusion
         self.method, self.plan = sequences[0].method, sequences[0].plan
-        g, self.bounds = cache.geometry, np.stack([limits(s) for s in sequences])
-        reach = np.minimum(np.stack([s.rows.lens for s in sequences]) + room, self.bounds) + 1
-        self.entries = reach.max((0, 2))
+        g, self.limits = cache.geometry, np.stack([limits(s) for s in sequences])
+        furthest = np.minimum(np.stack([s.rows.lens for s in sequences]) + room, self.limits) + 1
+        self.entries = furthest.max((0, 2))
         widths = [int(-(-n // cache.pool.page_size)) for n in self.entries]
         self.buffers = Buffers(cache.pool, g, size, widths)
         self.planes = [plane.name for plane in self.plan.planes if plane is not POSITION]
@@ -91,11 +91,11 @@ class Resident:
 
     def _serves(self, ranking: Mass) -> bool:
         """One entry for all rows of a layer is found among rows that hold the same entries."""
-        return ranking.plane is not None or bool((self.bounds == self.bounds[..., :1]).all())
+        return ranking.plane is not None or bool((self.limits == self.limits[..., :1]).all())
 
     def _taken(self, layer: int) -> np.ndarray:
         """bool [KV heads]: rows that are full one day."""
-        found: np.ndarray = self.bounds[0, layer] < WHOLE
+        found: np.ndarray = self.limits[0, layer] < WHOLE
         return found
 
     def _scope(self, layer: int) -> Scope | None:
@@ -106,7 +106,7 @@ class Resident:
             return None
         heads = np.tile(np.arange(geometry.kv_heads), self.buffers.size)
         rows = np.flatnonzero(np.tile(taken, self.buffers.size))
-        entries = int(self.bounds[:, layer, taken].max()) + 1
+        entries = int(self.limits[:, layer, taken].max()) + 1
         size = self.cache.pool.page_size
         entries = min(entries, self.buffers.widths[layer] * size)
         return Scope(
@@ -118,12 +118,12 @@ class Resident:
 
     def holds(self, sequences: Many[Sequence], room: int) -> bool:
         """Whether these, with `room` more tokens each, have the shapes that this was made for."""
-        bounds = np.stack([limits(s) for s in sequences])
-        reach = np.minimum(np.stack([s.rows.lens for s in sequences]) + room, bounds) + 1
-        small = (reach.max((0, 2)) <= np.array(self.buffers.widths) * self.cache.pool.page_size).all()
-        same = ((bounds < WHOLE) == (self.bounds[:1] < WHOLE)).all()
+        most = np.stack([limits(s) for s in sequences])
+        furthest = np.minimum(np.stack([s.rows.lens for s in sequences]) + room, most) + 1
+        small = (furthest.max((0, 2)) <= np.array(self.buffers.widths) * self.cache.pool.page_size).all()
+        same = ((most < WHOLE) == (self.limits[:1] < WHOLE)).all()
         scoped = all(
-            s is None or bounds[:, i][bounds[:, i] < WHOLE].max() < len(s.entry) for i, s in enumerate(self.scopes)
+            s is None or most[:, i][most[:, i] < WHOLE].max() < len(s.entry) for i, s in enumerate(self.scopes)
         )
         fits = self.lists is None or self.lists.standing.fits(sequences)
         if self.ranks is not None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from paged import DEVICE
 
-from kvfoot.attention.triton import ranks
+from kvfoot.attention.triton import topk
 from kvfoot.bench.kernel_refresh import Layers, refresh
 from kvfoot.bench.kernel_rows import BF16, DIM, GROUP, Step
 
@@ -13,8 +13,8 @@ LENGTH = 80
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "BLOCK", 128)
-    monkeypatch.setattr(ranks, "FINE", 128)
+    monkeypatch.setattr(topk, "BLOCK", 128)
+    monkeypatch.setattr(topk, "FINE", 128)
 
 
 def tiny_step(rows: int, layers: int) -> Step:
@@ -33,7 +33,7 @@ def test_every_link_is_timed() -> None:
     assert [x["link"] for x in found if x["chain"] == "products"] == ["no choice", "choice in line", "choice aside"]
     assert len(found) == 2 + 6 + 7 + 3
     assert all(x["us"] > 0 for x in found)
-    assert callable(ranks.place_kernel.run), "kernels that a chain left out are back"
+    assert callable(topk.place_kernel.run), "kernels that a chain left out are back"
 
 
 def test_what_the_links_leave_is_a_refresh() -> None:

@@ -8,7 +8,7 @@ from paged import DEVICE
 
 import tiny
 from families import SHAPES, build
-from kvfoot.attention.triton import ranks
+from kvfoot.attention.triton import topk
 from kvfoot.models.fusion import Fuse
 from replayed import decode
 from tape import Rerun
@@ -16,8 +16,8 @@ from tape import Rerun
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "BLOCK", 32)
-    monkeypatch.setattr(ranks, "FINE", 128)
+    monkeypatch.setattr(topk, "BLOCK", 32)
+    monkeypatch.setattr(topk, "FINE", 128)
 
 
 RUNS: list[dict[str, Any]] = [

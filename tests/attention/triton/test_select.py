@@ -8,16 +8,16 @@ from paged import DEVICE
 from torch import Tensor
 
 from kvfoot.attention import naive_choice
-from kvfoot.attention.triton import ranks, select, vote
+from kvfoot.attention.triton import select, topk, vote
 
-AS_THEY_ARE = {"BLOCK": ranks.BLOCK, "FINE": ranks.FINE}
+AS_THEY_ARE = {"BLOCK": topk.BLOCK, "FINE": topk.FINE}
 
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several programs a row without rows of thousands."""
-    monkeypatch.setattr(ranks, "BLOCK", 128)
-    monkeypatch.setattr(ranks, "FINE", 256)
+    monkeypatch.setattr(topk, "BLOCK", 128)
+    monkeypatch.setattr(topk, "FINE", 256)
 
 
 def flat(s: Tensor) -> Tensor:
@@ -74,10 +74,10 @@ def test_the_best_of_each_row(
 def test_few_are_compared_with_each_other(monkeypatch: pytest.MonkeyPatch, spread: float) -> None:
     """Blocks and bins as on a GPU: beside those that may leave, a bracket is a thousandth of a row."""
     for name, value in AS_THEY_ARE.items():
-        monkeypatch.setattr(ranks, name, value)
+        monkeypatch.setattr(topk, name, value)
     n, count, leaving, made = 20000, 2500, 12, []
-    room = ranks.Weights.room
-    monkeypatch.setattr(ranks.Weights, "room", lambda *given, **named: made.append(room(*given, **named)) or made[-1])
+    room = topk.Weights.room
+    monkeypatch.setattr(topk.Weights, "room", lambda *given, **named: made.append(room(*given, **named)) or made[-1])
     score = spread * torch.randn(2, 2, n, generator=torch.Generator().manual_seed(7))
     lse, lens = (score / 1.4426950408889634).logsumexp(-1), torch.tensor([n, n - 4095])
     found = select.best(score.to(DEVICE), lse.to(DEVICE), lens.to(DEVICE), count, 7, 0, leaving).cpu()

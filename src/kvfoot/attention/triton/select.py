@@ -1,4 +1,4 @@
-"""The best entries of each row by emitted logits (naive_choice.best): log2 of their weights, which ranks.py chooses by.
+"""The best entries of each row by emitted logits (naive_choice.best): log2 of their weights, which topk.py chooses by.
 
 Weights order as their logarithms, log2 w = logit - lse: no exponential is taken, and nothing underflows into a tie.
 """
@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvfoot.attention.triton import common, ranks
-from kvfoot.attention.triton.ranks import begun
+from kvfoot.attention.triton import common, topk
+from kvfoot.attention.triton.topk import begun
 
 WIDEST = 513
 """The widest pooling: a program's tile overlaps the next ones by a half of it."""
@@ -78,7 +78,7 @@ def best(score_RHm: Tensor, lse_RH: Tensor, lens_R: Tensor, count: int, kernel: 
     R, H, m = score_RHm.shape
     half = kernel // 2
     pad = half | 1  # odd: single words by neighbouring threads, which then exchange them without bank conflicts
-    made = ranks.Weights.room(R, m, ranks.BLOCK - 2 * pad, score_RHm.device, pooling=True)
+    made = topk.Weights.room(R, m, topk.BLOCK - 2 * pad, score_RHm.device, pooling=True)
     keys_kernel[(R, made.coarse.shape[1])](
         score_RHm,
         lse_RH,
@@ -98,10 +98,10 @@ def best(score_RHm: Tensor, lse_RH: Tensor, lens_R: Tensor, count: int, kernel: 
         DOUBLED=kernel.bit_length() - 1,
         PAD=pad,
         LOG2E=common.LOG2E,
-        COARSE=ranks.COARSE,
-        FINE=ranks.FINE,
-        BN=ranks.BLOCK,
+        COARSE=topk.COARSE,
+        FINE=topk.FINE,
+        BN=topk.BLOCK,
         num_warps=8,
         enable_fp_fusion=False,  # the sum that orders entries is the definition's, to the bit
     )
-    return ranks.ranked(made, lens_R, count, leaving, newest=True)
+    return topk.ranked(made, lens_R, count, leaving, newest=True)

@@ -1,7 +1,7 @@
 """What all heads of a sequence vote for, by emitted logits (naive_choice.vote): TokenSelect's choice without its sorts.
 
 A head's vote is its softmax over the contested entries alone. One kernel sums each head's weights there, stretch by
-stretch; the next divides, adds up over heads, and goes on by ranks.py.
+stretch; the next divides, adds up over heads, and goes on by topk.py.
 """
 
 import torch
@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvfoot.attention.triton import common, ranks
-from kvfoot.attention.triton.ranks import begun
+from kvfoot.attention.triton import common, topk
+from kvfoot.attention.triton.topk import begun
 
 
 @triton.jit
@@ -85,12 +85,12 @@ def vote(
     """
     R, H, m = score_RHm.shape
     B, device = sequences, score_RHm.device
-    chunks = triton.cdiv(m, ranks.BLOCK)
+    chunks = triton.cdiv(m, topk.BLOCK)
     part = common.scratch((R, H, chunks), torch.float32, device)
-    made = ranks.Weights.room(B, m, ranks.BLOCK, device, pooling=False)
+    made = topk.Weights.room(B, m, topk.BLOCK, device, pooling=False)
     given = (score_RHm, lse_RH, lens_R, part)
     pitches = (score_RHm.stride(0), score_RHm.stride(1))
-    shape = {"LOG2E": common.LOG2E, "BN": ranks.BLOCK, "num_warps": 8}
+    shape = {"LOG2E": common.LOG2E, "BN": topk.BLOCK, "num_warps": 8}
     mass_kernel[(R, H, chunks)](*given, *pitches, first, last, chunks, **shape)
     vote_kernel[(B, chunks)](
         *given,
@@ -106,9 +106,9 @@ def vote(
         R // B,
         H,
         CHUNKS=common.padded(chunks),
-        COARSE=ranks.COARSE,
-        FINE=ranks.FINE,
+        COARSE=topk.COARSE,
+        FINE=topk.FINE,
         **shape,
     )
     contested = (lens_R.unflatten(0, (B, -1))[:, 0] - (first + last - 1)).clamp(min=0)
-    return ranks.ranked(made, contested, count, 1, newest=False) + first
+    return topk.ranked(made, contested, count, 1, newest=False) + first
