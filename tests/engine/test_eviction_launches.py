@@ -97,11 +97,11 @@ def test_operations_a_layer(name: str, options: dict[str, Any], mode: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("bounds", "plane", "served"), [([[9, 9]], None, True), ([[9, 8]], None, False), ([[9, 8]], "mass", True)]
+    ("limits", "plane", "served"), [([[9, 9]], None, True), ([[9, 8]], None, False), ([[9, 8]], "mass", True)]
 )
 def test_one_entry_for_all_rows_wants_rows_of_one_length(
-    bounds: list[list[int]], plane: str | None, served: bool
+    limits: list[list[int]], plane: str | None, served: bool
 ) -> None:
     """TOVA's ranking, declared by a method whose heads keep unlike numbers: the method is asked."""
-    resident: Any = SimpleNamespace(bounds=np.array([bounds]))
+    resident: Any = SimpleNamespace(limits=np.array([limits]))
     assert Resident._serves(resident, Mass(plane)) is served
